@@ -1,0 +1,1 @@
+"""Contracts of the pipeline: tables, part protocols, the part registry and errors."""

@@ -1,0 +1,278 @@
+"""Contracts of the part kinds: what plugs into each seam of the pipeline.
+
+A part is a frozen config dataclass plus a class for one seam. What a part does to tokens and what
+it says about them are two methods of one class: ``forward`` (tensors) and ``token_map`` (a pure
+function of tables and configuration, so that the number of tokens is known before any weight is
+touched). Shapes: V views, (R, C) a grid, N tokens, D the decoder's width, K table columns.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vistoken.core.tables import TOKEN, VIEW, TokenKind, to_original
+
+Grid = tuple[int, int]
+"""Rows, columns."""
+
+
+@dataclass(frozen=True)
+class PartFlags:
+    """What a part can live with; refusals, cache keys and the documentation derive from this."""
+
+    prompt_dependent: bool = False
+    prefix_reusable: Literal["yes", "same_media", "no"] = "yes"
+    static_cache: bool = True
+    beam: bool = True
+    packing: bool = True
+    vllm: bool = True
+
+
+@dataclass(frozen=True)
+class TowerInput:
+    """What a view function must know of one vision tower.
+
+    Args:
+        name: The tower's name.
+        size: (height, width) in pixels that the tower was trained on.
+        mean: Per-channel mean of normalised pixels, in units of [0, 1].
+        std: Per-channel standard deviation, same units.
+        fit: How the tower's own processor makes a picture square: centre ``crop`` after
+            resizing the shortest edge (CLIP), or ``stretch`` to the exact size (SigLIP).
+        stride: Pixels per grid cell of the features.
+    """
+
+    name: str
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fit: Literal["crop", "stretch"] = "crop"
+    stride: int = 14
+
+    @property
+    def grid(self) -> Grid:
+        """Feature grid of a picture of the nominal size."""
+        return self.grid_of(*self.size)
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """Feature grid of a picture of this size in pixels."""
+        return height // self.stride, width // self.stride
+
+
+class ViewFunction(ABC):
+    """One medium -> encoder inputs and their ViewTable.
+
+    ``view_table`` is pure (sizes in, table out) and ``pixels`` must produce exactly one entry for
+    each of its rows, in order. Values stay floating point between resizing and normalisation.
+    """
+
+    config_class: ClassVar[type]
+    flags: ClassVar[PartFlags] = PartFlags()
+
+    def __init__(self, config: Any, towers: Sequence[TowerInput]) -> None:
+        self.config = config
+        self.towers = tuple(towers)
+
+    @abstractmethod
+    def view_table(self, height: int, width: int) -> Tensor:
+        """Predict the views (V, K) of an original of this size in pixels."""
+
+    @abstractmethod
+    def pixels(self, image: Any) -> list[Tensor]:
+        """Normalised pixels of an RGB ``PIL.Image``: V tensors (3, height, width), float32."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a connector stage is built from, and what it passes to the next stage.
+
+    Args:
+        tower_widths: Feature width of each tower, in tower order.
+        width: Channels of the current features or tokens.
+        grid: Feature grid of a view of the nominal size.
+        text_width: The decoder's hidden size D.
+    """
+
+    tower_widths: tuple[int, ...]
+    width: int
+    grid: Grid
+    text_width: int
+
+
+@dataclass
+class ConnectorState:
+    """Features and tokens of all anchor views of a call, passed from stage to stage.
+
+    An anchor view is a view that may yield tokens: a row of the first tower.
+
+    Args:
+        view_table (Tensor): (V, K), every row of the call.
+        anchors: Row numbers of the anchor views in ``view_table``.
+        features: For each anchor, one feature map (R, C, width) per tower.
+        tokens: For each anchor, (N, width); filled by ``fuse`` or by ``project``.
+        grids: For each anchor, the grid of its feature map after ``fuse``.
+        side: Further per-anchor tensors that later parts or pictures need.
+    """
+
+    view_table: Tensor
+    anchors: list[int]
+    features: list[tuple[Tensor, ...]]
+    tokens: list[Tensor] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+    side: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def map_tokens(self, function: Callable[[Tensor, Grid], Tensor]) -> list[Tensor]:
+        """Apply a batched function to all anchors' tokens, grouped by equal grid and count.
+
+        Args:
+            function: (B, N, width), grid -> (B, N', width').
+
+        Returns:
+            One (N', width') tensor per anchor, in order.
+        """
+        groups: dict[tuple[Grid, int], list[int]] = {}
+        for number, (tokens, grid) in enumerate(zip(self.tokens, self.grids, strict=True)):
+            groups.setdefault((grid, len(tokens)), []).append(number)
+        results: list[Tensor] = [torch.empty(0)] * len(self.tokens)
+        for (grid, _), members in groups.items():
+            output = function(torch.stack([self.tokens[m] for m in members]), grid)
+            for member, row in zip(members, output.unbind(0), strict=True):
+                results[member] = row
+        return results
+
+
+@dataclass(frozen=True)
+class ViewMap:
+    """Predicted tokens of one anchor view.
+
+    Args:
+        view (Tensor): (K,), the anchor's row of the ViewTable.
+        grid: Grid of its feature map.
+        tokens (Tensor): TokenMap (N, K) of what it yields so far.
+    """
+
+    view: Tensor
+    grid: Grid
+    tokens: Tensor
+
+    def with_tokens(self, tokens: Tensor) -> ViewMap:
+        """Copy with another token map."""
+        return replace(self, tokens=tokens)
+
+
+class ConnectorStage(nn.Module, ABC):
+    """One link of the connector chain fuse -> project -> (reduce | append)*.
+
+    ``config_class`` is a frozen dataclass; ``flat_when_alone`` lets a chain of this stage alone
+    keep its parameter names without the stage's own prefix (Hugging Face Llava's projector).
+    """
+
+    config_class: ClassVar[type]
+    flags: ClassVar[PartFlags] = PartFlags()
+    flat_when_alone: ClassVar[bool] = False
+
+    def __init__(self, config: Any, context: StageContext) -> None:
+        super().__init__()
+        self.config = config
+        self.context = context
+
+    @classmethod
+    def context_after(cls, config: Any, context: StageContext) -> StageContext:
+        """What the next stage sees; raises UsageError when this stage cannot follow."""
+        return context
+
+    @classmethod
+    def token_map(cls, config: Any, context: StageContext, maps: list[ViewMap]) -> list[ViewMap]:
+        """Predict what this stage makes of each anchor view's tokens; pure."""
+        return maps
+
+    @abstractmethod
+    def forward(self, state: ConnectorState) -> ConnectorState:
+        """Transform the state; must produce exactly the tokens that ``token_map`` predicts."""
+
+
+class Layout(nn.Module):
+    """Order of one medium's tokens under the image placeholder, with learned rows in between.
+
+    A layout is one pure function, :meth:`arrange`; features and map are laid out by the same
+    index, so they cannot drift apart.
+    """
+
+    config_class: ClassVar[type]
+    flags: ClassVar[PartFlags] = PartFlags()
+
+    def __init__(self, config: Any, text_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.text_width = text_width
+
+    @classmethod
+    @abstractmethod
+    def arrange(cls, config: Any, view_table: Tensor, maps: list[ViewMap]) -> tuple[Tensor, Tensor]:
+        """Order one medium's tokens.
+
+        Args:
+            config: The layout's config.
+            view_table (Tensor): (V, K), all views of the medium.
+            maps: One per anchor view, in order.
+
+        Returns:
+            order (N,) int64: index into the concatenated tokens of the anchors, or ``-1 - i`` for
+            learned row i; and the TokenMap (N, K).
+        """
+
+    def learned_rows(self) -> Tensor | None:
+        """Learned embeddings (L, D), if this layout has any."""
+        return None
+
+    def forward(self, order: Tensor, tokens: list[Tensor]) -> Tensor:
+        """Gather one medium's rows (N, D) from its anchors' tokens by :meth:`arrange`'s order."""
+        rows = torch.cat(tokens)
+        learned = self.learned_rows()
+        if learned is not None:
+            rows = torch.cat([rows, learned.to(rows).flip(0)])  # -1 - i counts from the end
+        return rows[order.to(rows.device)]
+
+
+def grid_token_map(view: Tensor, grid: Grid, kind: TokenKind = TokenKind.VISUAL) -> Tensor:
+    """TokenMap of one token per cell of a view's feature grid, row-major.
+
+    Args:
+        view (Tensor): (K,), the view's row of the ViewTable.
+        grid: (R, C) of the feature map.
+        kind: Kind of the tokens.
+
+    Returns:
+        (R*C, K). ``row`` and ``col`` count on the stitched grid of the view's group; the rectangle
+        is the cell's area in pixels of the original (it may reach into padding).
+    """
+    rows, cols = grid
+    row = torch.arange(rows).repeat_interleave(cols)
+    col = torch.arange(cols).repeat(rows)
+    height, width = VIEW.get(view, "height").item(), VIEW.get(view, "width").item()
+    cell_h, cell_w = height / rows, width / cols
+    boxes = torch.stack([row * cell_h, col * cell_w, (row + 1) * cell_h, (col + 1) * cell_w], -1)
+    top, left, bottom, right = to_original(view.expand(len(row), -1), boxes).unbind(-1)
+    frame, time = VIEW.get(view, "frame"), VIEW.get(view, "time")
+    return TOKEN.make(
+        rows * cols,
+        kind=kind,
+        view=VIEW.get(view, "index"),
+        group=VIEW.get(view, "group"),
+        frame0=frame,
+        frame1=frame,
+        t0=time,
+        t1=time,
+        row=row + VIEW.get(view, "row") * rows,
+        col=col + VIEW.get(view, "col") * cols,
+        top=top,
+        left=left,
+        bottom=bottom,
+        right=right,
+    )
