@@ -1,0 +1,67 @@
+# Two commands for a fresh machine that has Python and make: `make demo` and `make test`.
+# Both share the target `setup`, the only one that uses the network.
+
+# First supported interpreter on the PATH; choose another with PYTHON=/path/to/python.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	>/dev/null 2>&1 && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+# One thread a worker: two test processes on two cores, not two times all cores.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+
+.PHONY: help setup demo test lint types contracts docs bench check clean distclean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       set up, then ask nano about a scene and a photograph"
+	@echo "make test       set up, then run the tests"
+	@echo "make lint       ruff, spelling and hygiene      make types  mypy, strict"
+	@echo "make contracts  which room may import which     make docs   build the site"
+	@echo "make bench      time and count things           make clean  remove build products"
+
+setup: $(VENV)/.nano
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/set_up.py
+	@test -n "$(PYTHON)" || { echo "set-up: no Python 3.11, 3.12 or 3.13 found; install one or run make PYTHON=/path/to/python."; exit 1; }
+	@$(PYTHON) scripts/set_up.py --venv $(VENV)
+	@touch $@
+
+$(VENV)/.nano: $(VENV)/.installed
+	@$(BIN)/python -m vistoken data fetch nano
+	@touch $@
+
+demo: setup
+	@$(OFFLINE) $(BIN)/python examples/demo.py
+
+test: setup
+	@$(ONE_THREAD) $(OFFLINE) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not network" $(TESTS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/python scripts/hygiene.py
+
+types: setup
+	$(BIN)/mypy
+
+contracts: setup
+	$(BIN)/lint-imports
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: setup
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(OFFLINE) $(BIN)/python $$script || exit 1; done
+
+check: lint types contracts docs
+
+clean:
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests benchmarks examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) .venv-*
