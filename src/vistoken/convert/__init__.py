@@ -1,0 +1,1 @@
+"""Turn official releases and packaged weights into plain Hugging Face directories."""
