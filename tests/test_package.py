@@ -42,8 +42,8 @@ def test_public_names_resolve() -> None:
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="'lood'"):
-        _ = vistoken.lood
+    with pytest.raises(AttributeError, match="'missing_name'"):
+        _ = vistoken.missing_name
 
 
 def test_version_is_the_installed_one() -> None:
