@@ -1,0 +1,224 @@
+"""Building a model: from a recipe and its weight sources, or from a light checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+
+from vistoken.core.errors import WeightsError
+from vistoken.models.cache_dir import cache_dir
+from vistoken.models.checkpoint import (
+    ADAPTER,
+    WEIGHTS,
+    Reference,
+    digest_of,
+    load_adapter,
+    load_own_state,
+    read_references,
+)
+from vistoken.models.configuration import VistokenConfig, config_from_dict
+from vistoken.models.image_processing import VistokenImageProcessor
+from vistoken.models.modeling import VistokenForConditionalGeneration
+from vistoken.models.processing import VistokenProcessor
+from vistoken.models.recipe import Recipe
+from vistoken.models.templates import load_template
+
+RANDOM = "random"
+IMAGE_TOKEN = "<image>"  # noqa: S105 - a placeholder, not a secret
+
+
+def build(
+    recipe: Recipe, dtype: torch.dtype = torch.float32
+) -> tuple[VistokenForConditionalGeneration, VistokenProcessor]:
+    """Build a recipe's model: towers and language model from their sources, the rest initialised.
+
+    Args:
+        recipe: The recipe.
+        dtype: Floating type of all weights.
+
+    Returns:
+        The model in evaluation mode and its processor.
+
+    Raises:
+        WeightsError: A source is missing or does not fit.
+    """
+    with _seeded(recipe.seed):
+        language_model = load_language_model(
+            recipe.language_model.source, recipe.language_model.config, dtype
+        )
+        config = recipe.model_config_for(language_model.config.to_dict())
+        model = _assemble(config, language_model, [t.source for t in recipe.towers], dtype)
+    return model, make_processor(recipe, config)
+
+
+def meta_model(recipe: Recipe) -> VistokenForConditionalGeneration:
+    """The recipe's model on the meta device: shapes and counts without memory."""
+    with torch.device("meta"):
+        return VistokenForConditionalGeneration(recipe.model_config_for()).eval()
+
+
+def make_processor(recipe: Recipe, config: VistokenConfig) -> VistokenProcessor:
+    """The recipe's processor; adds the image token to its tokenizer."""
+    tokenizer = load_tokenizer(recipe.language_model.tokenizer or recipe.language_model.source)
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
+        raise WeightsError(
+            f"the tokenizer gives {IMAGE_TOKEN} id {tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)}, "
+            f"the language model has {config.image_token_id} rows; they do not belong together"
+        )
+    return VistokenProcessor(
+        VistokenImageProcessor(recipe.pipeline(config).to_dict()),
+        tokenizer,
+        chat_template=load_template(recipe.template),
+    )
+
+
+def references_of(model: VistokenForConditionalGeneration, recipe: Recipe) -> list[Reference]:
+    """References (with digests) of a freshly built recipe's towers and language model."""
+    towers = zip(recipe.towers, model.model.towers(), strict=True)
+    return [
+        *(Reference(f"vision_tower.{r.name}", r.source, digest_of(m.state_dict())) for r, m in towers),
+        Reference(
+            "language_model",
+            recipe.language_model.source,
+            digest_of(model.model.language_model.state_dict()),
+        ),
+    ]
+
+
+def load_light(
+    directory: Path, config: VistokenConfig, dtype: torch.dtype
+) -> VistokenForConditionalGeneration:
+    """Compose a light checkpoint: referenced parts, our weights, LoRA injected.
+
+    Raises:
+        WeightsError: A reference is missing or has changed, or our weights do not fit.
+    """
+    references = {reference.part: reference for reference in read_references(directory)}
+    names = [spec.name for spec in config.vision_config.specs()]
+    missing = {"language_model", *(f"vision_tower.{name}" for name in names)} - set(references)
+    if missing:
+        raise WeightsError(f"{directory}/references.json lacks {', '.join(sorted(missing))}")
+    text_config = config.text_config.to_dict()
+    text_config["vocab_size"] = config.image_token_id
+    language_model = load_language_model(references["language_model"].source, text_config, dtype)
+    sources = [references[f"vision_tower.{name}"].source for name in names]
+    model = _assemble(config, language_model, sources, dtype)
+    load_own_state(model, directory / WEIGHTS)
+    if (directory / ADAPTER).is_dir():
+        load_adapter(model, directory / ADAPTER)
+    return model.eval()
+
+
+def load_language_model(source: str, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A causal language model from a source, or with random weights (``random``)."""
+    if source == RANDOM:
+        text_config = config_from_dict(config, "language_model")
+        return AutoModelForCausalLM.from_config(text_config, dtype=dtype)
+    return _from_pretrained(AutoModelForCausalLM, source, None, dtype)
+
+
+def load_tokenizer(source: str) -> Any:
+    """A tokenizer from a source; ``assets:<name>`` is one that comes with this package."""
+    if source.startswith("assets:"):
+        with resources.as_file(
+            resources.files("vistoken") / "assets" / source.removeprefix("assets:")
+        ) as path:
+            return AutoTokenizer.from_pretrained(path)
+    return AutoTokenizer.from_pretrained(locate(source))
+
+
+def locate(source: str) -> str:
+    """Turn a source into what ``from_pretrained`` takes: ``nano:<part>``, a path or a hub id.
+
+    Raises:
+        WeightsError: A nano part was not fetched yet.
+    """
+    if not source.startswith("nano:"):
+        return source
+    path = cache_dir() / "nano" / source.removeprefix("nano:")
+    if not path.is_dir():
+        raise WeightsError(
+            f"the embedded weights {source.removeprefix('nano:')!r} are not here yet; "
+            "fetch them once with: vistoken data fetch nano"
+        )
+    return str(path)
+
+
+def _assemble(
+    config: VistokenConfig, language_model: nn.Module, sources: list[str], dtype: torch.dtype
+) -> VistokenForConditionalGeneration:
+    text_config = config.text_config
+    with torch.device("meta"):
+        model = VistokenForConditionalGeneration(config)
+    append_image_row(language_model, text_config.vocab_size)
+    model.model.language_model = language_model.base_model
+    model.lm_head = language_model.get_output_embeddings()
+    model.generation_config = language_model.generation_config
+    model.generation_config.suppress_tokens = [config.image_token_id]
+    towers = [
+        load_tower(tower_config, source, dtype)
+        for tower_config, source in zip(config.vision_config.tower_configs(), sources, strict=True)
+    ]
+    if isinstance(model.model.vision_tower, nn.ModuleDict):
+        for name, tower in zip(list(model.model.vision_tower), towers, strict=True):
+            model.model.vision_tower[name] = tower
+    else:
+        model.model.vision_tower = towers[0]
+    connector, layout = model.model.plan.build()
+    model.model.multi_modal_projector, model.model.layout = connector.to(dtype), layout.to(dtype)
+    model.tie_weights()
+    return model.eval()
+
+
+def append_image_row(language_model: nn.Module, vocab_size: int) -> None:
+    """Grow a language model's vocabulary by zero rows (the image token is never trained)."""
+    old = language_model.config.vocab_size
+    language_model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    with torch.no_grad():
+        language_model.get_input_embeddings().weight[old:] = 0
+        language_model.get_output_embeddings().weight[old:] = 0
+
+
+def load_tower(config: PreTrainedConfig, source: str, dtype: torch.dtype) -> nn.Module:
+    """A vision tower from a source, or with random weights (``random``)."""
+    if source == RANDOM:
+        return AutoModel.from_config(config, dtype=dtype)
+    with torch.device("meta"):
+        tower_class = type(AutoModel.from_config(config))
+    return _from_pretrained(tower_class, source, config, dtype)
+
+
+def _from_pretrained(
+    loader: Any, source: str, config: PreTrainedConfig | None, dtype: torch.dtype
+) -> nn.Module:
+    options = {} if config is None else {"config": config}
+    try:
+        model, report = loader.from_pretrained(
+            locate(source), dtype=dtype, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise WeightsError(f"weights {source!r} cannot be loaded: {first}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise WeightsError(
+            f"weights {source!r} lack {len(missing)} tensors that the model needs, "
+            f"the first is {missing[0]}"
+        )
+    return model
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

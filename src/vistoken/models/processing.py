@@ -1,0 +1,98 @@
+"""The processor: chat template, tokenizer and image processor in one, the Hugging Face way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import ProcessorMixin
+from transformers.image_processing_base import BatchFeature
+from transformers.processing_utils import MultiModalData
+
+from vistoken.core.errors import DataError, UsageError
+from vistoken.models.image_processing import VistokenImageProcessor, flatten, views_of
+
+
+class VistokenProcessor(ProcessorMixin):
+    """Text and pictures -> model inputs; every image mark is expanded to its visual tokens.
+
+    Args:
+        image_processor: Knows views and token counts.
+        tokenizer: Its vocabulary must contain ``image_token``.
+        chat_template: The checkpoint's template.
+        image_token: The placeholder's text.
+    """
+
+    attributes = ["image_processor", "tokenizer"]
+    image_processor_class = "VistokenImageProcessor"
+    tokenizer_class = "AutoTokenizer"
+    skip_tensor_conversion = ["pixel_values", "view_table", "text_replacement_offsets"]
+
+    def __init__(
+        self,
+        image_processor: VistokenImageProcessor | None = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        **kwargs: Any,
+    ) -> None:
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if self.image_token_id in (None, tokenizer.unk_token_id):
+            raise UsageError(
+                f"the tokenizer has no token {image_token!r}; add it with "
+                f"tokenizer.add_special_tokens({{'additional_special_tokens': [{image_token!r}]}})"
+            )
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Prepare prompts and pictures.
+
+        Args:
+            images: Pictures in order of their marks: one, a list, or one list per prompt.
+            text: A prompt or a list of prompts, with one image mark per picture.
+            videos: Not supported yet.
+            audio: Not supported.
+            **kwargs: Tokenizer options such as ``return_tensors`` and ``padding``.
+
+        Raises:
+            DataError: Marks and pictures do not match, or an empty prompt.
+        """
+        if videos is not None or audio is not None:
+            raise UsageError("this processor takes text and images; video and audio have no part yet")
+        pictures = [] if images is None else flatten(images)
+        prompts = [text] if isinstance(text, str) else list(text or [])
+        if any(isinstance(prompt, str) and not prompt.strip() for prompt in prompts):
+            raise DataError("the prompt is empty; write a question")
+        marks = sum(prompt.count(self.image_token) for prompt in prompts)
+        if text is not None and marks != len(pictures):
+            raise DataError(
+                f"the prompt has {marks} {self.image_token} marks for {len(pictures)} images; "
+                f"write one {self.image_token} per image"
+            )
+        return super().__call__(images=pictures or None, text=text, **kwargs)
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
+        """Placeholder text of one image: its mark, once per visual token."""
+        table = views_of(torch.as_tensor(image_inputs["view_table"]), image_idx)
+        return self.image_token * len(self.image_processor.plan.arrange(table).order)
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: list[tuple[int, int]] | None = None, **_: Any
+    ) -> MultiModalData:
+        """Tokens and views per image from sizes (height, width) alone, for servers."""
+        if image_sizes is None:
+            return MultiModalData()
+        tables = [self.image_processor.view_table(height, width) for height, width in image_sizes]
+        plan = self.image_processor.plan
+        return MultiModalData(
+            num_image_tokens=[len(plan.arrange(table).order) for table in tables],
+            num_image_patches=[len(table) for table in tables],
+        )
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the model inputs this processor makes."""
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
