@@ -136,10 +136,9 @@ def _naflex_hidden_states(tower: nn.Module, pixels: Tensor, patch: int) -> tuple
     patches = pixels.reshape(batch, channels, rows, patch, cols, patch)
     patches = patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * cols, -1)
     shapes = torch.tensor([[rows, cols]], device="cpu").repeat(batch, 1)  # read as numbers
-    mask = torch.ones(batch, rows * cols, dtype=torch.int32, device=pixels.device)
     outputs = tower(
         pixel_values=patches,
-        pixel_attention_mask=mask,
+        pixel_attention_mask=None,  # every patch is real: no padding to mask
         spatial_shapes=shapes,
         output_hidden_states=True,
     )
