@@ -1,0 +1,185 @@
+"""Our layer loop over the layers of a stock text model.
+
+The stock model keeps its weights, its layers and their names; only the loop around the layers is
+ours, so that mechanisms can act before, inside and after each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from vistoken.core.errors import UsageError
+from vistoken.core.tables import TOKEN, TokenKind
+from vistoken.models._compat import as_model_forward
+from vistoken.models.decoder.families import layer_patterns
+from vistoken.models.decoder.masks import AttentionMask, CallMasks, is_padding_mask
+from vistoken.models.decoder.mechanism import MechanismStack
+from vistoken.models.decoder.state import SequenceState
+
+
+class _TextModel(Protocol):
+    """The modules that every supported text model has."""
+
+    config: PretrainedConfig
+    embed_tokens: nn.Embedding
+    layers: nn.ModuleList
+    norm: nn.Module
+    rotary_emb: nn.Module
+
+
+def run_decoder(
+    language_model: PreTrainedModel,
+    *,
+    stack: MechanismStack,
+    input_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    attention_mask: AttentionMask = None,
+    position_ids: Tensor | None = None,
+    past_key_values: Cache | None = None,
+    use_cache: bool | None = None,
+    token_map: Tensor | None = None,
+    side: Mapping[str, Any] | None = None,
+    aux: dict[str, Tensor] | None = None,
+    **kwargs: Any,
+) -> BaseModelOutputWithPast:
+    """Run a stock text model through our loop; with an empty stack it equals the model's forward.
+
+    B batch, n rows of this call, k keys including cached ones, D hidden size, K table columns.
+
+    Args:
+        language_model: Headless text model of a supported family.
+        stack: The active mechanisms.
+        input_ids: (B, n) int64; exactly one of ``input_ids`` and ``inputs_embeds``.
+        inputs_embeds: (B, n, D).
+        attention_mask: (B, k) padding mask, a ready 4-D mask (packing; goes through as it is), or
+            one per attention pattern as ``generate`` prepares them.
+        position_ids: (B, n) or (1, n); by default counted on from the cache.
+        past_key_values: Cache to read and extend.
+        use_cache: By default as the configuration says; makes a cache if none is given.
+        token_map: (B, n, K) int64, the TokenMap of these rows.
+        side: Further outputs of encoder and connector that mechanisms read.
+        aux: Receives the mechanisms' losses and statistics.
+        **kwargs: Go to every layer and its attention function, as in the stock model;
+            ``output_hidden_states`` and ``output_attentions`` work as there.
+
+    Returns:
+        The stock model's output: ``last_hidden_state`` (B, n, D), fewer rows if a mechanism
+        dropped some, the cache, and what was asked to be recorded.
+
+    Raises:
+        UsageError: If the family is not supported, or a mechanism excludes the call.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise UsageError("give the decoder either input_ids or inputs_embeds, and not both.")
+    packed = isinstance(attention_mask, Tensor) and attention_mask.dim() == 4
+    stack.check_call(past_key_values, packed=packed)
+    return _run_layers(
+        language_model,
+        stack=stack,
+        input_ids=input_ids,
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        past_key_values=past_key_values,
+        use_cache=use_cache,
+        token_map=token_map,
+        side={} if side is None else side,
+        aux={} if aux is None else aux,
+        **kwargs,
+    )
+
+
+@as_model_forward
+def _run_layers(
+    language_model: PreTrainedModel,
+    *,
+    stack: MechanismStack,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: AttentionMask,
+    position_ids: Tensor | None,
+    past_key_values: Cache | None,
+    use_cache: bool | None,
+    token_map: Tensor | None,
+    side: Mapping[str, Any],
+    aux: dict[str, Tensor],
+    **kwargs: Any,
+) -> BaseModelOutputWithPast:
+    patterns = layer_patterns(language_model)
+    model = cast(_TextModel, language_model)
+    hidden = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+    if use_cache and past_key_values is None:
+        past_key_values = DynamicCache(config=model.config)
+    state = SequenceState(
+        hidden=hidden,
+        position_ids=_positions(hidden, position_ids, past_key_values),
+        valid=_valid_rows(hidden, attention_mask, token_map),
+        token_map=token_map,
+        side=side,
+    )
+    _require_rows(state)
+    masks = CallMasks(
+        model.config,
+        attention_mask=attention_mask,
+        position_ids=state.position_ids,
+        valid=state.valid,
+        cache=past_key_values,
+    )
+    rotary, rotary_of = model.rotary_emb(hidden, state.position_ids), state.position_ids
+    # like the stock loop, stop at the configured number of layers
+    for number, (layer, pattern) in enumerate(zip(model.layers, patterns, strict=False)):
+        state.layer = number
+        state = stack.before_layer(number, state)
+        if state.position_ids is not rotary_of:
+            rotary = model.rotary_emb(state.hidden, state.position_ids)
+            rotary_of = state.position_ids
+        plan = stack.plan(number, state)
+        state.hidden = layer(
+            state.hidden,
+            attention_mask=masks.for_layer(pattern, state, plan),
+            position_embeddings=rotary,
+            position_ids=state.position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        stack.after_layer(number, state, aux)
+    return BaseModelOutputWithPast(
+        last_hidden_state=model.norm(state.hidden),
+        past_key_values=past_key_values if use_cache else None,
+    )
+
+
+def _positions(hidden: Tensor, position_ids: Tensor | None, cache: Cache | None) -> Tensor:
+    """Positions (B, n), counted on from the cache where the caller gives none."""
+    batch, rows = hidden.shape[:2]
+    if position_ids is None:
+        seen = 0 if cache is None else cache.get_seq_length()
+        position_ids = (torch.arange(rows, device=hidden.device) + seen).unsqueeze(0)
+    return position_ids.expand(batch, -1)
+
+
+def _valid_rows(hidden: Tensor, attention_mask: AttentionMask, token_map: Tensor | None) -> Tensor:
+    """Which rows (B, n) of this call are no padding."""
+    rows = hidden.shape[1]
+    if is_padding_mask(attention_mask):
+        return cast(Tensor, attention_mask)[:, -rows:].to(hidden.device, torch.bool)
+    if token_map is not None:  # a ready mask does not say which rows are padding
+        return TOKEN.get(token_map, "kind") != TokenKind.PAD
+    return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+
+
+def _require_rows(state: SequenceState) -> None:
+    if not state.rows_agree():
+        table = None if state.token_map is None else tuple(state.token_map.shape)
+        raise UsageError(
+            f"the decoder got {tuple(state.hidden.shape[:2])} rows with position_ids of "
+            f"{tuple(state.position_ids.shape)}, an attention_mask that covers "
+            f"{tuple(state.valid.shape)} of them and a token_map of {table}; they must agree."
+        )
