@@ -106,17 +106,19 @@ class GgufLlama:
             WeightsError: If a tensor is unknown, missing or of another shape.
         """
         config = self.config()
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model = LlamaForCausalLM(config)
         tensors = {
             _house_name(item.name): self._dequantised(item, config) for item in self._reader.tensors
         }
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
         try:
-            model.load_state_dict(tensors)
+            # assigned, since casting the whole model would round the rotary frequencies too
+            model.load_state_dict(tensors, assign=True)
         except RuntimeError as error:
             raise WeightsError(
                 f"{self._path} does not hold the model it describes: {error}"
             ) from error
+        model.tie_weights()
         model.generation_config = GenerationConfig(
             bos_token_id=config.bos_token_id,
             eos_token_id=config.eos_token_id,

@@ -103,7 +103,7 @@ def _make(part: Part, progress: Progress | None) -> None:
             shutil.rmtree(target)
         publish_folder(finished, target)
     # the converted part replaces the fetched file, which would only double the disk space
-    shutil.rmtree(source)
+    shutil.rmtree(source, ignore_errors=True)
     logger.info("nano part %s is in %s", part.folder, target)
 
 

