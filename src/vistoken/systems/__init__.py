@@ -1,0 +1,79 @@
+"""The part table of this package: one line per part, imported only when a model names it."""
+
+from __future__ import annotations
+
+from vistoken.core.registry import PartEntry
+
+_LLAVA = "LLaVA-1.5, arXiv 2310.03744"
+_LLAVA_NEXT = "LLaVA-NeXT, llava-vl.github.io/blog/2024-01-30-llava-next"
+_LLAVA_SP = "LLaVA-SP, arXiv 2507.00505"
+_HERE = "vistoken.systems"
+
+PARTS: tuple[PartEntry, ...] = (
+    PartEntry(
+        "views", "pad", f"{_HERE}.llava.views:Pad", "one view, padded to a square", _LLAVA
+    ),
+    PartEntry(
+        "views",
+        "square",
+        f"{_HERE}.llava.views:Square",
+        "one view, as the tower's own processor makes it (CLIP cuts the long side)",
+        _LLAVA,
+    ),
+    PartEntry(
+        "views",
+        "anyres",
+        f"{_HERE}.llava.views:AnyRes",
+        "the whole picture, then tiles of it on the best-fitting tile grid",
+        _LLAVA_NEXT,
+    ),
+    PartEntry(
+        "fuse",
+        "concat-grid",
+        f"{_HERE}.llava.stages:ConcatGrid",
+        "several towers' features side by side on the first tower's grid",
+    ),
+    PartEntry("project", "mlp", f"{_HERE}.llava.stages:Mlp", "two-layer MLP per patch", _LLAVA),
+    PartEntry(
+        "project",
+        "llava-sp",
+        f"{_HERE}.llava_sp.stage:LlavaSP",
+        "six visual spatial tokens in front of the MLP's patch tokens",
+        _LLAVA_SP,
+    ),
+    PartEntry(
+        "reduce",
+        "pool",
+        f"{_HERE}.llava.stages:Pool",
+        "average pooling of the patch tokens to a smaller grid; other tokens stay",
+    ),
+    PartEntry(
+        "reduce",
+        "rms-scale",
+        f"{_HERE}.llava.stages:RmsScale",
+        "every token normalised to one learned magnitude",
+    ),
+    PartEntry(
+        "append",
+        "free-tokens",
+        f"{_HERE}.llava.stages:FreeTokens",
+        "learned tokens that do not look at the picture (control for spatial tokens)",
+    ),
+    PartEntry(
+        "layout", "plain", f"{_HERE}.llava.layouts:Plain", "each view's tokens, view after view"
+    ),
+    PartEntry(
+        "layout",
+        "anyres-unpad",
+        f"{_HERE}.llava.layouts:AnyResUnpad",
+        "tiles joined to one un-padded map with a newline row after each of its rows",
+        _LLAVA_NEXT,
+    ),
+    PartEntry(
+        "mechanism",
+        "no-op",
+        "vistoken.models.decoder:NoOp",
+        "changes nothing; sends the decoder through our layer loop (tests, benchmarks)",
+    ),
+)
+"""Every part of this package; published under the entry-point group ``vistoken.parts``."""
