@@ -54,14 +54,15 @@ def _linear(size_px: int, rng: random.Random) -> NDArray[np.float32]:
     angle = rng.uniform(0, 2 * math.pi)
     steps = np.linspace(-1, 1, size_px, dtype=np.float32)
     ramp = np.float32(math.sin(angle)) * steps[:, None] + np.float32(math.cos(angle)) * steps
-    return ramp / np.float32(abs(math.sin(angle)) + abs(math.cos(angle)))
+    longest = np.float32(abs(math.sin(angle)) + abs(math.cos(angle)))
+    return (ramp / longest).astype(np.float32)
 
 
 def _radial(size_px: int, rng: random.Random) -> NDArray[np.float32]:
     row, col = rng.random(), rng.random()
     steps = np.linspace(0, 1, size_px, dtype=np.float32)
     distance = np.sqrt((steps[:, None] - np.float32(row)) ** 2 + (steps - np.float32(col)) ** 2)
-    return 1 - np.float32(2) * distance / distance.max()
+    return np.float32(1) - np.float32(2) * distance / np.float32(distance.max())
 
 
 def _clouds(size_px: int, rng: random.Random) -> NDArray[np.float32]:

@@ -42,7 +42,10 @@ def data_card(
         "",
         "## Splits",
         "",
-        *(f"- `{split}`: {number} scenes; {_SPLIT_NOTES[split]}." for split, number in scenes.items()),
+        *(
+            f"- `{split}`: {number} scenes; {_SPLIT_NOTES[split]}."
+            for split, number in scenes.items()
+        ),
         "",
         "A composition is the set of names in a scene. A hash of the names assigns each "
         "composition, once and for all seeds, to training (nine in ten) or to the held-out splits "

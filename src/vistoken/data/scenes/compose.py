@@ -136,18 +136,45 @@ def compose(
     """
     rng = scene_rng("compose", seed, split, index)
     names = _choose_names(source, options, split, rng)
-    colour = rng.choice(
-        [c for c in COLOURS if not any(source.background_clashes(name, c) for name in names)]
-    )
     styles = source.held_out_styles if split == "style" else source.train_styles
-    chosen_styles = [rng.choice(styles) for _ in names]
-    patches = [
-        _patch(source, name, style, split, side, rng)
-        for name, style, side in zip(
-            names, chosen_styles, _sides(len(names), options.size_px, rng), strict=True
-        )
-    ]
+    things = [(name, rng.choice(styles)) for name in names]
     word = rng.choice(WORDS) if rng.random() < _TEXT_SHARE else None
+    return compose_of(source, options, things, word, rng, split=split, index=index)
+
+
+def compose_of(
+    source: DrawingSource,
+    options: SceneOptions,
+    things: list[tuple[Name, str]],
+    word: str | None,
+    rng: random.Random,
+    *,
+    split: str,
+    index: int,
+) -> tuple[Scene, Image.Image]:
+    """Compose a scene of given things.
+
+    Args:
+        source: Where drawings come from.
+        options: Size of the scene.
+        things: What is shown, as names with styles.
+        word: What is written, if anything.
+        rng: Chooses background, sizes, places and, for training, variations.
+        split: As for `compose`.
+        index: Number of the scene within its split.
+
+    Returns:
+        The scene and its RGB picture.
+    """
+    clear = [
+        c for c in COLOURS if not any(source.background_clashes(name, c) for name, _ in things)
+    ]
+    colour = rng.choice(clear)
+    sides = _sides(len(things), options.size_px, rng)
+    patches = [
+        _patch(source, name, style, split, side_px, rng)
+        for (name, style), side_px in zip(things, sides, strict=True)
+    ]
     if word is not None:
         patches.append(lettering(word, options.size_px, rng))
     patches, boxes = _place(patches, options.size_px, rng)
@@ -156,7 +183,7 @@ def compose(
         canvas.paste(patch, (left, top), patch)
     objects = tuple(
         PlacedObject(name, style, box)
-        for name, style, box in zip(names, chosen_styles, boxes[: len(names)], strict=True)
+        for (name, style), box in zip(things, boxes[: len(things)], strict=True)
     )
     text = None if word is None else PlacedText(word, boxes[-1])
     return Scene(split, index, options.size_px, colour, objects, text), canvas
@@ -204,9 +231,7 @@ def _place(
         patches = [visible_crop(resized(patch, round(0.9 * max(patch.size)))) for patch in patches]
 
 
-def _try_places(
-    sizes: list[tuple[int, int]], size_px: int, rng: random.Random
-) -> list[Box] | None:
+def _try_places(sizes: list[tuple[int, int]], size_px: int, rng: random.Random) -> list[Box] | None:
     gap = max(2, round(_GAP_SHARE * size_px))
     boxes: dict[int, Box] = {}
     for place in sorted(range(len(sizes)), key=lambda i: -sizes[i][0] * sizes[i][1]):

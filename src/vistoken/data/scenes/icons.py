@@ -37,7 +37,8 @@ PACKAGES: dict[str, NpmPackage] = {
     "openmoji": NpmPackage(
         "@iconify-json/openmoji",
         "1.2.29",
-        "sha512-vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ"
+        "sha512-vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/al"
+        "s/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ"
         "5nFKJQ==",
     ),
     "twemoji": NpmPackage(
@@ -79,10 +80,14 @@ class IconSource:
             )
         self.names = icon_names()
         self.confusable = confusable_words()
-        self.train_styles = tuple(style for style in PACKAGES if style != held_out_style)
-        self.held_out_styles = (held_out_style,)
+        self.train_styles: tuple[str, ...] = tuple(
+            style for style in PACKAGES if style != held_out_style
+        )
+        self.held_out_styles: tuple[str, ...] = (held_out_style,)
         folders = {style: fetch_npm(package) for style, package in PACKAGES.items()}
-        self.credits = {style: _credit(style, folder) for style, folder in folders.items()}
+        self.credits: dict[str, Credit] = {
+            style: _credit(style, folder) for style, folder in folders.items()
+        }
         self._rendered = _rendered_styles(folders, progress)
         self._row = {name.drawing: row for row, name in enumerate(self.names)}
 

@@ -6,7 +6,7 @@ import random
 
 from PIL import Image, ImageDraw, ImageFont
 
-WORDS = (
+_WORD_LIST = (
     "able back bake band best blue bold bond bring calm care cash chat city clean close club come "
     "cook cool dance dark dawn deal dear deep dream drive early east easy echo edge enter even "
     "every exit fair fast find fine first five flow fold free fresh full gain game give glad gold "
@@ -19,7 +19,8 @@ WORDS = (
     "still stop story street strong summer sure sweet swim take talk team tell thank think time "
     "today top touch town travel true try turn under very visit wait wake walk warm wash welcome "
     "west wide wild win wind winter wish wonder word work world write yes yellow you young zero"
-).split()
+)
+WORDS = tuple(_WORD_LIST.split())
 
 _PLATE_COLOURS = ((255, 255, 255), (25, 25, 25), (250, 240, 200), (30, 60, 110), (120, 20, 30))
 

@@ -55,9 +55,7 @@ def make_scenes(
         MachineError: A tool for the icons is missing.
     """
     _check(out, scenes, source)
-    drawings: DrawingSource = (
-        ShapeSource() if source == "shapes" else IconSource(progress=progress)
-    )
+    drawings: DrawingSource = ShapeSource() if source == "shapes" else IconSource(progress=progress)
     options = SceneOptions(size_px=size_px)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))

@@ -64,7 +64,7 @@ _TABLE: dict[str, str] = {
     "play": """
         jack-o-lantern christmas-tree balloon firecracker ribbon wrapped-gift=gift ticket trophy
         sports-medal=medal soccer-ball baseball basketball volleyball american-football=football
-        tennis=racket flying-disc=frisbee bowling boxing-glove goal-net=goal ice-skate
+        tennis=racket flying-disc=frisbee bowling=bowling~pin boxing-glove goal-net=goal ice-skate
         fishing-pole=fishing~rod diving-mask sled curling-stone yo-yo=yoyo kite water-pistol
         pool-8-ball crystal-ball magic-wand=wand video-game=game~controller joystick
         slot-machine game-die=dice puzzle-piece teddy-bear mirror-ball=disco~ball
@@ -105,6 +105,9 @@ _TABLE: dict[str, str] = {
 # Things that one picture may rightly be called by more than one of these words. Asking for one of
 # them as an absent object, or as "zero", while another is shown would teach a wrong answer.
 _CONFUSABLE = """
+    tie,shirt / egg,frying pan / fish,fishing rod / island,palm tree / firecracker,bomb
+    cup,trophy / jack o lantern,lantern / mouse trap,cheese / goal,soccer ball
+    couch,chair / racket,baseball / pin,bowling pin / bat,mouse
     dog,poodle,wolf,fox / cat,lion,tiger,leopard / horse,donkey,zebra,unicorn / monkey,gorilla
     sheep,goat / mouse,rat,hamster,squirrel / deer,moose
     bear,polar bear,teddy bear,panda,koala / chicken,rooster,chick,turkey,chicken leg
@@ -123,7 +126,8 @@ _CONFUSABLE = """
     truck,pickup truck,fire truck,tractor,ambulance / motorcycle,scooter,kick scooter,bicycle
     ship,speedboat,sailboat,canoe / satellite,ufo / siren,lantern / wheel,ferris wheel,life ring
     cloud,rain cloud / sun,star / snowflake,snowman / moon,planet,comet
-    baseball,basketball,volleyball,soccer ball,football,bowling,pool 8 ball,crystal ball,disco ball
+    baseball,basketball,volleyball,soccer ball,football,pool 8 ball,crystal ball,disco ball
+    bowling pin,baseball
     trophy,medal / skateboard,roller skate,ice skate / game controller,joystick
     gift,box,ribbon / thread,yarn,knot / painting,palette,paintbrush / shirt,coat,dress
     sneaker,boot,high heel / cap,helmet,top hat,graduation cap,crown

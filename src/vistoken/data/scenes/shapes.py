@@ -47,12 +47,12 @@ class ShapeSource:
     def __init__(self) -> None:
         self.names = _names()
         self.confusable: dict[str, frozenset[str]] = {}
-        self.train_styles = ("flat", "outlined", "shaded")
-        self.held_out_styles = ("striped",)
+        self.train_styles: tuple[str, ...] = ("flat", "outlined", "shaded")
+        self.held_out_styles: tuple[str, ...] = ("striped",)
         drawn_here = Credit("vistoken shapes", "vistoken", "Apache-2.0", "drawn by vistoken")
-        self.credits = {
-            style: drawn_here for style in (*self.train_styles, *self.held_out_styles)
-        }
+        self.credits: dict[str, Credit] = dict.fromkeys(
+            (*self.train_styles, *self.held_out_styles), drawn_here
+        )
 
     def drawing(self, name: Name, style: str) -> Image.Image:
         """Draw a shape or glyph (RGBA), cropped to its visible part."""
