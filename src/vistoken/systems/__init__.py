@@ -10,9 +10,7 @@ _LLAVA_SP = "LLaVA-SP, arXiv 2507.00505"
 _HERE = "vistoken.systems"
 
 PARTS: tuple[PartEntry, ...] = (
-    PartEntry(
-        "views", "pad", f"{_HERE}.llava.views:Pad", "one view, padded to a square", _LLAVA
-    ),
+    PartEntry("views", "pad", f"{_HERE}.llava.views:Pad", "one view, padded to a square", _LLAVA),
     PartEntry(
         "views",
         "square",
@@ -74,6 +72,20 @@ PARTS: tuple[PartEntry, ...] = (
         "no-op",
         "vistoken.models.decoder:NoOp",
         "changes nothing; sends the decoder through our layer loop (tests, benchmarks)",
+    ),
+    PartEntry(
+        "importer",
+        "llava",
+        f"{_HERE}.llava.release_keys:LlavaKeys",
+        "parameter names of official LLaVA-1.5 releases",
+        _LLAVA,
+    ),
+    PartEntry(
+        "importer",
+        "llava-sp",
+        f"{_HERE}.llava_sp.release_keys:LlavaSPKeys",
+        "parameter names of official LLaVA-SP releases",
+        _LLAVA_SP,
     ),
 )
 """Every part of this package; published under the entry-point group ``vistoken.parts``."""

@@ -22,6 +22,7 @@ class Plain(Layout):
     def arrange(
         cls, config: PlainConfig, view_table: Tensor, maps: list[ViewMap]
     ) -> tuple[Tensor, Tensor]:
+        """Keep the order of the anchors."""
         tokens = torch.cat([m.tokens for m in maps])
         return torch.arange(len(tokens)), tokens
 
@@ -43,12 +44,14 @@ class AnyResUnpad(Layout):
         self.image_newline = nn.Parameter(torch.randn(text_width) * text_width**-0.5)
 
     def learned_rows(self) -> Tensor:
+        """The newline, as the only learned row (1, D)."""
         return self.image_newline[None]
 
     @classmethod
     def arrange(
         cls, config: AnyResUnpadConfig, view_table: Tensor, maps: list[ViewMap]
     ) -> tuple[Tensor, Tensor]:
+        """Spatial tokens, untiled grids, then tile maps with newlines."""
         tokens = torch.cat([m.tokens for m in maps])
         placed = TOKEN.get(tokens, "row") >= 0
         number = torch.arange(len(tokens))
@@ -110,9 +113,9 @@ def _tiling_order(tokens: Tensor, members: Tensor, first: ViewMap) -> list[Tenso
             f"anyres-unpad needs one token per cell of its {rows}x{cols} tile map, got "
             f"{len(members)} from the connector; use the layout 'plain' with this connector"
         )
-    stitched = torch.empty(rows * cols, dtype=torch.int64)
-    stitched[row * cols + col] = members
-    top, left, bottom, right = unpadded_range((view["orig_height"], view["orig_width"]), (rows, cols))
+    stitched = members[torch.argsort(row * cols + col)]
+    original = (view["orig_height"], view["orig_width"])
+    top, left, bottom, right = unpadded_range(original, (rows, cols))
     kept = stitched.view(rows, cols)[top:bottom, left:right]
     newline = torch.full((len(kept), 1), _NEWLINE)
     return [torch.cat([kept, newline], dim=1).flatten()]

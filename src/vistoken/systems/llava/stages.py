@@ -46,15 +46,18 @@ class ConcatGrid(ConnectorStage):
 
     @classmethod
     def context_after(cls, config: ConcatGridConfig, context: StageContext) -> StageContext:
+        """Widths add up; the grid stays the first tower's."""
         return replace(context, width=sum(context.tower_widths))
 
     @classmethod
     def token_map(
         cls, config: ConcatGridConfig, context: StageContext, maps: list[ViewMap]
     ) -> list[ViewMap]:
+        """One token per cell of the first tower's grid."""
         return [m.with_tokens(m.tokens[-m.grid[0] * m.grid[1] :]) for m in maps]
 
     def forward(self, state: ConnectorState) -> ConnectorState:
+        """Fill tokens and grids from the towers' features."""
         tokens = []
         for maps in state.features:
             grid = (maps[0].shape[0], maps[0].shape[1])
@@ -84,9 +87,11 @@ class Mlp(ConnectorStage):
 
     @classmethod
     def context_after(cls, config: MlpConfig, context: StageContext) -> StageContext:
+        """Channels become the decoder's."""
         return replace(context, width=context.text_width)
 
     def forward(self, state: ConnectorState) -> ConnectorState:
+        """Project every token."""
         return replace(state, tokens=state.map_tokens(self._project))
 
     def _project(self, tokens: Tensor, grid: Grid) -> Tensor:
@@ -105,6 +110,7 @@ class Pool(ConnectorStage):
 
     @classmethod
     def context_after(cls, config: PoolConfig, context: StageContext) -> StageContext:
+        """The grid becomes the target; refused if that is larger."""
         _check_pool(config.grid, context.grid)
         return replace(context, grid=config.grid)
 
@@ -112,9 +118,11 @@ class Pool(ConnectorStage):
     def token_map(
         cls, config: PoolConfig, context: StageContext, maps: list[ViewMap]
     ) -> list[ViewMap]:
+        """Grid tokens become the target's, their rectangles the windows' unions."""
         return [_pooled_map(m, config.grid) for m in maps]
 
     def forward(self, state: ConnectorState) -> ConnectorState:
+        """Average the grid tokens of every view."""
         for grid in set(state.grids):
             _check_pool(self.config.grid, grid)
         tokens = state.map_tokens(self._pool)
@@ -141,6 +149,7 @@ class RmsScale(ConnectorStage):
         self.gain = nn.Parameter(torch.full((1,), float(config.gain)))
 
     def forward(self, state: ConnectorState) -> ConnectorState:
+        """Normalise every token in float32, then scale it."""
         return replace(state, tokens=[self._scale(tokens) for tokens in state.tokens])
 
     def _scale(self, tokens: Tensor) -> Tensor:
@@ -167,9 +176,11 @@ class FreeTokens(ConnectorStage):
     def token_map(
         cls, config: FreeTokensConfig, context: StageContext, maps: list[ViewMap]
     ) -> list[ViewMap]:
+        """Put ``count`` register tokens, without a place, in front."""
         return [m.with_tokens(torch.cat([_free_rows(m, config.count), m.tokens])) for m in maps]
 
     def forward(self, state: ConnectorState) -> ConnectorState:
+        """Put the learned tokens in front of every view's."""
         tokens = [torch.cat([self.embeddings.to(t), t]) for t in state.tokens]
         return replace(state, tokens=tokens)
 

@@ -107,12 +107,14 @@ class Pad(_OneView):
     config_class = PadConfig
 
     def placement(self, height: int, width: int, tower: TowerInput) -> Placement:
+        """The canvas reaches past the picture on its short axis."""
         canvas = padded_size(height, width, tower.size)
         offset = _offset(canvas, (height, width))
         scale = (canvas[0] / tower.size[0], canvas[1] / tower.size[1])
         return Placement(scale, (float(-offset[0]), float(-offset[1])))
 
     def prepare(self, image: Image.Image, tower: TowerInput) -> Tensor:
+        """Paste on the canvas, resize to the tower's size, normalise."""
         longest = max(padded_size(image.height, image.width, tower.size))
         if longest > LONGEST_SIDE:
             shrink = LONGEST_SIDE / longest
@@ -131,11 +133,13 @@ class Square(_OneView):
     config_class = SquareConfig
 
     def placement(self, height: int, width: int, tower: TowerInput) -> Placement:
+        """Where the part that survives the cut lies."""
         fit = fit_to_tower(height, width, tower)
         scale = (height / fit.height, width / fit.width)
         return Placement(scale, (fit.top * scale[0], fit.left * scale[1]))
 
     def prepare(self, image: Image.Image, tower: TowerInput) -> Tensor:
+        """What the tower's own processor gives."""
         return to_tower(image, tower)
 
 
@@ -151,6 +155,7 @@ class AnyRes(ViewFunction):
     config_class = AnyResConfig
 
     def view_table(self, height: int, width: int) -> Tensor:
+        """Row 0 shows the whole picture, the others its tiles, row-major."""
         check_size(height, width)
         plan = self.plan(height, width)
         rows: list[Tensor] = []
@@ -183,6 +188,7 @@ class AnyRes(ViewFunction):
         return torch.cat(rows)
 
     def pixels(self, image: Any) -> list[Tensor]:
+        """The stretched picture, then every tile of the padded one."""
         plan = self.plan(image.height, image.width)
         resized = image.resize(plan.resized[::-1], Image.Resampling.BICUBIC)
         canvas = paste_centred(resized, plan.canvas, plan.offset, (0, 0, 0))

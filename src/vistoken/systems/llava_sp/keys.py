@@ -64,6 +64,8 @@ def infer_variant(keys: Iterable[str]) -> ReleaseVariant:
     # The largest scale is the whole grid, which is not pooled: it never has the extra ".1".
     below_largest = sorted(matches, key=lambda match: int(match[1]))[:-1]
     pooled = {match[2] is not None for match in below_largest}
+    if not pooled:  # a single scale: only cropping's projection has a bias
+        pooled = {"conv_linear.1.bias" not in short}
     if pooled == {True}:
         return "pooling"
     if pooled == {False}:

@@ -50,6 +50,7 @@ class LlavaSP(ConnectorStage):
 
     @classmethod
     def context_after(cls, config: LlavaSPConfig, context: StageContext) -> StageContext:
+        """Channels become the decoder's; scales are checked against the grid."""
         if config.spatial_tokens == "all":
             try:
                 config.scales_for(context.grid)
@@ -63,6 +64,7 @@ class LlavaSP(ConnectorStage):
     def token_map(
         cls, config: LlavaSPConfig, context: StageContext, maps: list[ViewMap]
     ) -> list[ViewMap]:
+        """One row per scale, smallest first, then the rows that were there."""
         if config.spatial_tokens == "none":
             return maps
         for view_map in maps:
@@ -73,6 +75,7 @@ class LlavaSP(ConnectorStage):
         ]
 
     def forward(self, state: ConnectorState) -> ConnectorState:
+        """Compute spatial tokens and put them in front of the projected patches."""
         if self.config.spatial_tokens == "none":
             return replace(state, tokens=state.map_tokens(lambda t, _: self.patch_projector(t)))
         for grid in set(state.grids):
