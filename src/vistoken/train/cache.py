@@ -153,9 +153,7 @@ class FeatureCache:
         inputs = self.processor.image_processor([str(image) for image, _ in items])
         tables = split_media(inputs["view_table"])
         device = next(self.model.model.vision_tower.parameters()).device
-        with torch.autocast(
-            device.type, dtype=torch.bfloat16, enabled=self.compute == "bfloat16"
-        ):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.compute == "bfloat16"):
             features, _ = self.model.model.encode(inputs["pixel_values"], inputs["view_table"])
         start = 0
         for (_, path), table in zip(items, tables, strict=True):
@@ -219,7 +217,7 @@ def _read(path: Path) -> CachedImage:
         table = file.get_tensor(_VIEW_TABLE)
         places = sorted(
             tuple(int(number) for number in name.split("."))
-            for name in file.keys()
+            for name in file.keys()  # noqa: SIM118 - not a mapping
             if name != _VIEW_TABLE
         )
         anchors: dict[int, list[Tensor]] = {}

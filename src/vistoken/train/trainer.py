@@ -1,0 +1,345 @@
+"""The transformers Trainer with this project's batches, groups, loss, metrics and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainingArguments
+
+from vistoken.core.errors import DataError, WeightsError
+from vistoken.models.checkpoint import own_state, read_safetensors
+from vistoken.train.alignment import NameSpace, score
+from vistoken.train.config import StageConfig
+from vistoken.train.groups import is_lora, optimizer_groups
+from vistoken.train.metrics import JsonLines, Meter, Progress
+from vistoken.train.samples import Items, Pictures, SceneCollator, ScenePicture
+
+if TYPE_CHECKING:
+    from vistoken.models.modeling import VistokenForConditionalGeneration
+    from vistoken.models.outputs import ImageFeatures
+
+TRAINED = "trained.safetensors"
+_SESSION = "session.json"
+
+
+class VistokenTrainer(Trainer):
+    """Trains one stage.
+
+    Args:
+        model: The model, its parts already frozen or not (:func:`apply_groups`).
+        args: Made by :func:`training_arguments`.
+        stage: The stage.
+        items: Question groups or annotated pictures.
+        collate: Makes batches of them.
+        metrics: File of the metrics log.
+        names: Words for alignment and retrieval; None without annotations.
+        probe: Annotated pictures for name retrieval.
+        probe_collate: Makes a batch of them.
+    """
+
+    def __init__(
+        self,
+        model: VistokenForConditionalGeneration,
+        args: TrainingArguments,
+        stage: StageConfig,
+        items: Sequence[Any],
+        collate: Any,
+        metrics: Path,
+        names: NameSpace | None = None,
+        probe: Sequence[ScenePicture] = (),
+        probe_collate: SceneCollator | None = None,
+    ) -> None:
+        self.stage = stage
+        self.meter = Meter()
+        self.names = names
+        self.probe = list(probe)
+        self.probe_collate = probe_collate
+        self.progress = Progress(stage.name)
+        self._elapsed_before = 0.0
+        self._began = time.perf_counter()
+        self._retrieved: dict[str, float] = {}
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=Items(items),
+            data_collator=collate,
+            callbacks=[self.progress, JsonLines(metrics, stage.name)],
+        )
+        # the loss is a mean over all targets of a step; num_items_in_batch is its divisor
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = False
+
+    # -- optimisation ------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over the stage's parameter groups."""
+        if self.optimizer is None:
+            groups = optimizer_groups(self.model, self.stage)
+            self.optimizer = AdamW(groups, betas=self.stage.betas, eps=self.stage.eps)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LambdaLR:
+        """Warm-up, then the stage's shape, over steps or over the clock, whichever is further."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer, lambda step: self._rate(step / num_training_steps)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, earlier sessions included."""
+        return self._elapsed_before + time.perf_counter() - self._began
+
+    def _rate(self, progress: float) -> float:
+        if self.stage.minutes is not None:
+            progress = max(progress, self.elapsed / (60 * self.stage.minutes))
+        return schedule(progress, self.stage.schedule, self.stage.warmup)
+
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One micro-batch; stops the stage when its time is over."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise DataError(
+                f"stage {self.stage.name!r}: the loss is {loss.item()} at step "
+                f"{self.state.global_step}; lower the learning rate or look at the batch"
+            )
+        if self.stage.minutes is not None and self.elapsed > 60 * self.stage.minutes:
+            self.control.should_training_stop = True
+        return loss
+
+    # -- loss --------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Loss of a micro-batch, so scaled that a step's micro-batches add up to the mean."""
+        if self.stage.objective == "name-alignment":
+            loss = self._alignment_loss(inputs) / self.current_gradient_accumulation_steps
+        else:
+            loss = self._question_loss(inputs, num_items_in_batch)
+        return (loss, None) if return_outputs else loss
+
+    def _question_loss(self, inputs: dict[str, Any], divisor: Tensor | int | None) -> Tensor:
+        batch = inputs["batch"]
+        core = self.model.model
+        device = core.get_input_embeddings().weight.device
+        features = self._features(inputs["pictures"])
+        outputs = core(
+            input_ids=batch.input_ids.to(device),
+            position_ids=batch.position_ids.to(device),
+            attention_mask=batch.attention_mask.to(device),
+            mm_encoder_outputs=None if features is None else {"image": features},
+            use_cache=False,
+        )
+        hidden = outputs.last_hidden_state.flatten(0, 1)[batch.sources.to(device)]
+        logits = self.model.lm_head(hidden).float()
+        targets = batch.targets.to(device)
+        total = F.cross_entropy(logits, targets, reduction="sum")
+        visual = 0 if features is None else sum(len(rows) for rows in features.pooler_output)
+        self.meter.add(batch, logits.detach().argmax(-1), visual)
+        return total / (len(targets) if divisor is None else divisor)
+
+    def _alignment_loss(self, inputs: dict[str, Any]) -> Tensor:
+        if self.names is None:
+            raise ValueError("name-alignment needs names")
+        features = self._features(inputs["pictures"])
+        loss, found = score(self.names, features, inputs["scenes"])
+        images = len(inputs["scenes"])
+        tokens = sum(len(rows) for rows in features.pooler_output)
+        self.meter.count(images, tokens, found.names[1] + found.colours[1], tokens)
+        self._retrieved = {
+            "train_retrieval/names": found.name_accuracy,
+            "train_retrieval/colours": found.colour_accuracy,
+        }
+        return loss
+
+    def _features(self, pictures: Pictures | None) -> Any:
+        if pictures is None:
+            return None
+        features: ImageFeatures = self.model.get_image_features(
+            pixel_values=pictures.pixel_values,
+            view_table=pictures.view_table,
+            tower_features=pictures.tower_features,
+        )
+        return features
+
+    @torch.no_grad()
+    def retrieve_names(self) -> dict[str, float]:
+        """How often the connector's tokens of the probe pictures are nearest to the right word."""
+        if self.names is None or self.probe_collate is None or not self.probe:
+            return {}
+        names, colours = [0, 0], [0, 0]
+        for start in range(0, len(self.probe), 8):
+            batch = self.probe_collate(self.probe[start : start + 8])
+            _, found = score(self.names, self._features(batch["pictures"]), batch["scenes"])
+            names = [a + b for a, b in zip(names, found.names, strict=True)]
+            colours = [a + b for a, b in zip(colours, found.colours, strict=True)]
+        return {
+            "retrieval/names": names[0] / max(names[1], 1),
+            "retrieval/colours": colours[0] / max(colours[1], 1),
+        }
+
+    # -- reports -----------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add our metrics to a record."""
+        if "loss" in logs:
+            logs = {**logs, **self.meter.read(), **self._retrieved}
+            if self.stage.objective == "name-alignment":
+                logs["images_per_s"] = logs.pop("questions_per_s")
+                logs["images"] = logs.pop("questions")
+            logs["eta_s"] = self.progress.eta(self.state)
+            logs["elapsed_s"] = self.elapsed
+            every = self.stage.retrieval_every
+            if every and self.state.global_step % every < self.stage.log_every:
+                logs.update(self.retrieve_names())
+        super().log(logs, start_time)
+
+    # -- checkpoints -------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write what is trained, not the frozen weights."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_trained(self.model, folder / TRAINED)
+        session = {"elapsed": self.elapsed, "meter": self.meter.state()}
+        write_atomically(folder / _SESSION, json.dumps(session).encode())
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """Read what :meth:`_save` wrote."""
+        folder = Path(resume_from_checkpoint)
+        read_trained(self.model, folder / TRAINED)
+        session = json.loads((folder / _SESSION).read_text(encoding="utf-8"))
+        self._elapsed_before = session["elapsed"]
+        self._began = time.perf_counter()
+        self.meter.load(session["meter"])
+
+
+def training_arguments(
+    stage: StageConfig, folder: Path, seed: int, bf16: bool, use_cpu: bool
+) -> TrainingArguments:
+    """The Trainer's arguments of a stage; nothing reports over the network."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=-1 if stage.steps is None else stage.steps,
+        num_train_epochs=stage.epochs or 1.0,
+        per_device_train_batch_size=stage.images_per_step,
+        gradient_accumulation_steps=stage.accumulate,
+        max_grad_norm=stage.clip,
+        logging_steps=stage.log_every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=stage.save_every,
+        save_total_limit=stage.keep,
+        gradient_checkpointing=stage.checkpointing,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+        seed=seed,
+        data_seed=seed,
+        bf16=bf16,
+        use_cpu=use_cpu,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        full_determinism=False,
+    )
+
+
+def schedule(progress: float, shape: str, warmup: float) -> float:
+    """Factor of the learning rate.
+
+    Args:
+        progress: Share of the stage that is done.
+        shape: ``cosine``, ``linear`` or ``constant``.
+        warmup: Share of the stage with a rising rate.
+    """
+    if progress < warmup:
+        return progress / warmup
+    rest = min((progress - warmup) / (1 - warmup), 1.0)
+    if shape == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * rest))
+    return 1.0 if shape == "constant" else 1 - rest
+
+
+def trained_state(model: VistokenForConditionalGeneration) -> dict[str, Tensor]:
+    """Connector, layout, adapters and whatever else is trained, in the types they have."""
+    state = dict(own_state(model))
+    state |= {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or is_lora(name)
+    }
+    return state
+
+
+def write_trained(model: VistokenForConditionalGeneration, path: Path) -> None:
+    """Save :func:`trained_state` in one file, atomically."""
+    state = {name: tensor.cpu().contiguous() for name, tensor in trained_state(model).items()}
+    write_atomically(path, save(state, metadata={"format": "pt"}))
+
+
+def read_trained(
+    model: VistokenForConditionalGeneration, path: Path, others_allowed: bool = False
+) -> None:
+    """Load what :func:`write_trained` saved; every tensor of ours must be in the file.
+
+    Args:
+        model: The model, adapters already injected.
+        path: The file.
+        others_allowed: Accept a file that lacks weights trained by no earlier stage (adapters).
+
+    Raises:
+        WeightsError: A tensor is missing, unexpected or of another shape.
+    """
+    loaded = read_safetensors(path)
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    needed = own_state(model) if others_allowed else trained_state(model)
+    problems = [f"{name} is missing" for name in needed if name not in loaded]
+    problems += [f"{name} is unexpected" for name in loaded if name not in own]
+    problems += [
+        f"{name} is {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}"
+        for name, tensor in loaded.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise WeightsError(f"{path} does not fit this run: {'; '.join(problems[:5])}{more}")
+    with torch.no_grad():
+        for name, tensor in loaded.items():
+            own[name].copy_(tensor)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, then rename it."""
+    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
