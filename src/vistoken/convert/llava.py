@@ -1,0 +1,234 @@
+"""Converting official LLaVA-1.5 and LLaVA-SP releases."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig
+
+from vistoken.convert.accounting import is_vocabulary
+from vistoken.convert.adapter import lora_deltas
+from vistoken.convert.official import (
+    OfficialPlan,
+    plan_release,
+    read_foundation,
+)
+from vistoken.convert.release import ReleaseKind, read_json, read_release
+from vistoken.convert.report import ConversionReport
+from vistoken.convert.tokenizers import IMAGE_TOKEN, has_tokenizer, read_tokenizer
+from vistoken.core.errors import UsageError, WeightsError
+from vistoken.models.checkpoint import (
+    ADAPTER,
+    REFERENCES,
+    WEIGHTS,
+    Reference,
+    atomic_directory,
+    digest_of,
+)
+from vistoken.models.image_processing import VistokenImageProcessor
+from vistoken.models.processing import VistokenProcessor
+from vistoken.models.templates import load_template
+
+logger = logging.getLogger(__name__)
+
+
+def convert_llava_sp(
+    release: str | Path,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    vision_tower: str | Path | None = None,
+    merge: bool = False,
+    dry_run: bool = False,
+) -> ConversionReport:
+    """Convert an official LLaVA-SP or LLaVA-1.5 release.
+
+    Args:
+        release: The release's directory.
+        out: Directory to make; it must not exist, or be empty.
+        base: Language model the release builds on, a directory or hub id; found by the release's
+            config when left out.
+        vision_tower: Vision tower, likewise.
+        merge: Write a full checkpoint, LoRA folded in, instead of a light one that refers to base
+            and tower. A merged release always becomes a full one.
+        dry_run: Check everything, write nothing.
+
+    Returns:
+        What every tensor of the release became.
+
+    Raises:
+        WeightsError: The release, its base or its tower is incomplete, unsafe or does not fit.
+        MachineError: A part must be fetched and the hub cannot be reached.
+        UsageError: ``out`` is not empty, or ``merge`` is needed and was not asked for.
+
+    Source: haotian-liu/LLaVA llava/model/builder.py; CnFaker/LLaVA-SP.
+    """
+    out = Path(out)
+    refuse_occupied(out)
+    plan = plan_release(read_release(Path(release)), base, vision_tower)
+    full = merge or plan.release.kind is ReleaseKind.MERGED
+    if not full:
+        _refuse_light(plan)
+    report = _report(plan, out, full)
+    processor = _processor(plan)
+    if dry_run:
+        return report
+    atomic_directory(out, lambda folder: _write(plan, processor, folder, full))
+    logger.info("%s", report.summary())
+    return replace(report, written=True)
+
+
+def refuse_occupied(out: Path) -> None:
+    """Refuse an output directory that holds something, before any work is done."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} already exists and is not empty; choose another output directory")
+
+
+def write_full(folder: Path, config: Any, processor: Any, state: Mapping[str, Tensor]) -> None:
+    """Write a plain Hugging Face directory from a state dict, in shards where it is large."""
+    config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
+
+
+def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
+    """The one floating type that holds every tensor of a state dict without loss."""
+    found = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    return found.pop() if len(found) == 1 else torch.float32
+
+
+def _write(plan: OfficialPlan, processor: Any, folder: Path, full: bool) -> None:
+    parts = {} if plan.is_complete else read_foundation(plan)
+    own = plan.ledger.state()
+    # bfloat16 or float16 language models keep their type, whatever the connector was saved in
+    dtype = dtype_of({n: t for n, t in {**parts, **own}.items() if _is_language(n)})
+    _save_generation_config(plan, folder)
+    if not full:
+        _write_light(plan, processor, folder, parts)
+        return
+    state = {**parts, **own}
+    if plan.adapter is not None:
+        for name, delta in lora_deltas(plan.adapter, plan.release.adapter).items():
+            state[name] = state[name].float() + delta
+    state = {name: _with_image_row(name, tensor.to(dtype)) for name, tensor in state.items()}
+    if plan.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    plan.config.architectures = ["VistokenForConditionalGeneration"]
+    plan.config.dtype = dtype
+    write_full(folder, plan.config, processor, state)
+
+
+def _write_light(
+    plan: OfficialPlan, processor: Any, folder: Path, parts: Mapping[str, Tensor]
+) -> None:
+    plan.config.architectures = ["VistokenForConditionalGeneration"]
+    plan.config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    own = {name: tensor.contiguous() for name, tensor in plan.ledger.state().items()}
+    save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
+    references = [
+        _reference(f"vision_tower.{plan.tower_name}", plan.tower, "model.vision_tower.", parts),
+        _reference("language_model", plan.base, "model.language_model.", parts),
+    ]
+    text = json.dumps([vars(reference) for reference in references], indent=1)
+    (folder / REFERENCES).write_text(text + "\n", encoding="utf-8")
+    if plan.adapter is not None:
+        plan.adapter.save(plan.release.adapter, folder / ADAPTER)
+
+
+def _reference(
+    part: str, source: Path | None, prefix: str, parts: Mapping[str, Tensor]
+) -> Reference:
+    state = {
+        name.removeprefix(prefix): _with_image_row(name, tensor)
+        for name, tensor in parts.items()
+        if name.startswith(prefix)
+    }
+    return Reference(part, str(source), digest_of(state))
+
+
+def _refuse_light(plan: OfficialPlan) -> None:
+    if plan.retrained:
+        raise UsageError(
+            f"{plan.release.directory} has its own {plan.retrained[0]} in place of its base's, "
+            "which a light checkpoint cannot express; convert it with --merge"
+        )
+
+
+def _is_language(name: str) -> bool:
+    return name.startswith("model.language_model.") or name == "lm_head.weight"
+
+
+def _with_image_row(name: str, tensor: Tensor) -> Tensor:
+    """Append the image token's row; it is never read, so it is zero."""
+    if not is_vocabulary(name):
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros(1, tensor.shape[1])])
+
+
+def _processor(plan: OfficialPlan) -> VistokenProcessor:
+    places = [place for place in (plan.release.directory, plan.base) if place is not None]
+    place = next((place for place in places if has_tokenizer(place)), None)
+    if place is None:
+        raise WeightsError(
+            f"neither {plan.release.directory} nor its language model has a tokenizer; "
+            "add tokenizer.model and tokenizer_config.json"
+        )
+    tokenizer = read_tokenizer(place)
+    if len(tokenizer) > plan.vocab_size or IMAGE_TOKEN in tokenizer.get_vocab():
+        raise WeightsError(
+            f"the tokenizer in {place} has {len(tokenizer)} tokens, the language model "
+            f"{plan.vocab_size} rows; they do not belong together"
+        )
+    # padded embeddings have rows without a token; the image token's row comes after them
+    spare = [f"<unused-{number}>" for number in range(len(tokenizer), plan.vocab_size)]
+    tokenizer.add_tokens([*spare, IMAGE_TOKEN], special_tokens=True)
+    length = plan.release.config.get("tokenizer_model_max_length")
+    if isinstance(length, int):
+        tokenizer.model_max_length = length
+    tokenizer.padding_side = "left"  # a batch must end where its answers begin
+    return VistokenProcessor(
+        VistokenImageProcessor(plan.pipeline.to_dict()),
+        tokenizer,
+        chat_template=load_template(plan.settings.template),
+    )
+
+
+def _save_generation_config(plan: OfficialPlan, folder: Path) -> None:
+    """The base's way of generating, minus the image token, which is no word."""
+    places = [place for place in (plan.release.directory, plan.base) if place is not None]
+    place = next((p for p in places if (p / "generation_config.json").is_file()), None)
+    values = {} if place is None else read_json(place / "generation_config.json")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        values.setdefault(name, plan.release.config.get(name))
+    values["suppress_tokens"] = [plan.config.image_token_id]
+    values.pop("transformers_version", None)
+    GenerationConfig(**values).save_pretrained(folder)
+
+
+def _report(plan: OfficialPlan, out: Path, full: bool) -> ConversionReport:
+    chain = " -> ".join(spec.part for spec in plan.pipeline.connector)
+    adapter_rows = [] if plan.adapter is None else plan.adapter.rows
+    return ConversionReport(
+        source=plan.release.directory,
+        out=out,
+        kind=plan.release.kind,
+        result="full" if full else "light",
+        connector=chain if plan.variant == chain else f"{chain} {plan.variant}",
+        views=plan.pipeline.views.part,
+        layout=plan.pipeline.layout.part,
+        template=plan.settings.template,
+        base=plan.base,
+        vision_tower=plan.tower,
+        rows=[*plan.ledger.rows, *adapter_rows],
+    )

@@ -1,0 +1,276 @@
+"""Planning the conversion of an official release: what becomes what, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vistoken.convert.accounting import Ledger, file_of, language_target, tower_target
+from vistoken.convert.adapter import AdapterPlan, plan_adapter
+from vistoken.convert.bases import (
+    find_base,
+    is_tied,
+    language_names,
+    place_base,
+    place_tower,
+    read_base_config,
+    read_tower_config,
+)
+from vistoken.convert.official_config import (
+    OfficialSettings,
+    read_settings,
+    tower_name,
+)
+from vistoken.convert.preprocessing import Preprocessing, read_preprocessing
+from vistoken.convert.release import (
+    Release,
+    ReleaseKind,
+    Role,
+    normalise,
+    role_of,
+    tower_key,
+)
+from vistoken.convert.sources import locate_source
+from vistoken.core.errors import WeightsError
+from vistoken.core.registry import load_part, part_names
+from vistoken.models.configuration import VistokenConfig, config_from_dict
+from vistoken.models.modeling import VistokenForConditionalGeneration
+from vistoken.models.pipeline import PipelineSpec
+from vistoken.models.recipe import LanguageRecipe, Recipe, TowerRecipe
+from vistoken.models.towers.probe import probe_tower
+
+NEWLINE = "image_newline"
+
+
+@dataclass(frozen=True)
+class OfficialPlan:
+    """A release, understood.
+
+    Args:
+        release: What was read.
+        settings: What its config decides.
+        base: Language model it builds on; None when the release contains it.
+        tower: Vision tower directory.
+        variant: What to call its connector.
+        config: Our model's config, image token included.
+        pipeline: Our processor's pipeline.
+        ledger: Where the release's own tensors go.
+        adapter: Where its LoRA tensors go.
+        has_tower_weights: The release contains the tower's weights.
+    """
+
+    release: Release
+    settings: OfficialSettings
+    base: Path | None
+    tower: Path
+    variant: str
+    config: VistokenConfig
+    pipeline: PipelineSpec
+    ledger: Ledger
+    adapter: AdapterPlan | None
+    has_tower_weights: bool
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids before the image token."""
+        return int(self.config.image_token_id)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the release contains every weight itself."""
+        return self.base is None and self.has_tower_weights
+
+    @property
+    def retrained(self) -> list[str]:
+        """Tensors of a language model or tower that the release has in place of its base's."""
+        parts = (Role.LANGUAGE_MODEL, Role.VISION_TOWER)
+        return [] if self.base is None else [r.key for r in self.ledger.rows if r.use in parts]
+
+    @property
+    def tower_name(self) -> str:
+        """Name of the only tower."""
+        return self.pipeline.towers[0].name
+
+
+def plan_release(
+    release: Release, base: str | Path | None, vision_tower: str | Path | None
+) -> OfficialPlan:
+    """Work out where every tensor of a release goes.
+
+    Args:
+        release: The release, read.
+        base: Language model's directory or hub id, if the user named one.
+        vision_tower: Vision tower's, likewise.
+
+    Raises:
+        WeightsError: A model it builds on is not found or is another one; or a tensor is missing,
+            unexpected or misshapen.
+        MachineError: A model must be fetched and the hub cannot be reached.
+    """
+    where = str(release.directory / "config.json")
+    tower = locate_source(
+        release.directory,
+        tower_name(release.config),
+        vision_tower,
+        "vision tower",
+        "--vision-tower",
+    )
+    preprocessing = read_preprocessing(tower)
+    settings = read_settings(release.config, preprocessing.size, where)
+    base_dir = None if release.kind is ReleaseKind.MERGED else find_base(release, base)
+    text = settings.text if base_dir is None else read_base_config(release, base_dir)
+    connector = {
+        normalise(k): v
+        for k, v in release.weights.items()
+        if role_of(normalise(k)) is Role.CONNECTOR and normalise(k) != NEWLINE
+    }
+    tower_recipe = _tower_recipe(tower, settings, preprocessing)
+    importer, options = _read_connector(release, connector, tower_recipe)
+    recipe = Recipe(
+        name="imported",
+        template=settings.template,
+        towers=[tower_recipe],
+        views=settings.views,
+        connector=[{"part": importer.part, "options": options}],
+        layout=settings.layout,
+        language_model=LanguageRecipe(source=str(base_dir), config=text),
+    )
+    config = recipe.model_config_for()
+    with torch.device("meta"):
+        model = VistokenForConditionalGeneration(config)
+    names = _connector_names(importer, model, connector)
+    ledger = _account(release, model, names, config.image_token_id)
+    return OfficialPlan(
+        release=release,
+        settings=settings,
+        base=base_dir,
+        tower=tower,
+        variant=str(options.get("variant", importer.part)),
+        config=config,
+        pipeline=recipe.pipeline(config),
+        ledger=ledger,
+        adapter=_adapter(release, model),
+        has_tower_weights=any(role_of(normalise(k)) is Role.VISION_TOWER for k in release.weights),
+    )
+
+
+def read_foundation(plan: OfficialPlan) -> dict[str, Tensor]:
+    """Read the language model and the vision tower that a release leaves out, by our names.
+
+    Raises:
+        WeightsError: One of them is incomplete, unsafe, or another model than the release needs.
+    """
+    ledger = Ledger(plan.ledger.shapes, plan.vocab_size)
+    if plan.base is not None:
+        place_base(ledger, plan.base, plan.config)
+    if not plan.has_tower_weights:
+        place_tower(ledger, plan.tower)
+    return ledger.state()
+
+
+def _tower_recipe(
+    directory: Path, settings: OfficialSettings, preprocessing: Preprocessing
+) -> TowerRecipe:
+    config = read_tower_config(directory)
+    return TowerRecipe(
+        name=config.model_type.removesuffix("_vision_model"),
+        source=str(directory),
+        config={**config.to_diff_dict(), "model_type": config.model_type},
+        feature_layer=settings.feature_layer,
+        select=settings.select,
+        size=preprocessing.size,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        fit=preprocessing.fit,
+    )
+
+
+def _read_connector(
+    release: Release, tensors: Mapping[str, Tensor], tower: TowerRecipe
+) -> tuple[Any, dict[str, Any]]:
+    """The registered importer that knows these tensors, and its part's options."""
+    importers = [load_part("importer", name) for name in part_names("importer")]
+    matching = [importer for importer in importers if importer.recognises(tensors)]
+    if len(matching) != 1:
+        raise WeightsError(
+            f"{file_of(release.directory, release.weights)} holds no connector that is known here "
+            f"(its tensors: {', '.join(sorted(tensors)[:5]) or 'none'})"
+        )
+    tower_config = config_from_dict(tower.config, "vision tower")
+    stride = probe_tower(tower_config, tower.feature_layer, tower.size).stride
+    grid = (tower.size[0] // stride, tower.size[1] // stride)
+    try:
+        return matching[0], matching[0].options(tensors, grid)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{file_of(release.directory, release.weights)}: {error}; fetch the release again"
+        ) from error
+
+
+def _connector_names(
+    importer: Any, model: nn.Module, tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Official connector names -> ours in the whole model."""
+    names: dict[str, str] = importer.house_names(tensors)
+    own = set(model.state_dict())
+    prefix = "model.multi_modal_projector."
+    staged = {name: f"{prefix}{importer.part}.{ours}" for name, ours in names.items()}
+    flat = {name: f"{prefix}{ours}" for name, ours in names.items()}
+    return flat if own.intersection(flat.values()) else staged
+
+
+def _account(release: Release, model: nn.Module, names: dict[str, str], vocab_size: int) -> Ledger:
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    ledger = Ledger(shapes, vocab_size)
+    layout = f"model.layout.{NEWLINE}"
+    for key in release.weights:
+        name = normalise(key)
+        role = role_of(name)
+        if role is Role.DERIVED:
+            ledger.skip(release.weights, key, "computed from the config")
+        elif name == NEWLINE and layout not in shapes:
+            ledger.skip(release.weights, key, "one view per image has no newline rows")
+        elif name == NEWLINE:
+            ledger.place(release.weights, key, layout, "layout")
+        elif role is Role.LANGUAGE_MODEL:
+            ledger.place(release.weights, key, language_target(name), role)
+        elif role is Role.VISION_TOWER:
+            ledger.place(release.weights, key, tower_target(tower_key(name), shapes), role)
+        else:
+            ledger.place(release.weights, key, names.get(name, name), role)
+    _require(release, model, ledger, names)
+    ledger.check(f"{release.directory} does not fit its model", "fetch the release again")
+    return ledger
+
+
+def _require(release: Release, model: nn.Module, ledger: Ledger, names: dict[str, str]) -> None:
+    inverse = {ours: f"model.{official}" for official, ours in names.items()}
+    inverse[f"model.layout.{NEWLINE}"] = f"model.{NEWLINE}"
+    own = [
+        n for n in ledger.shapes if n.startswith(("model.multi_modal_projector.", "model.layout."))
+    ]
+    wanted = list(own)
+    if release.kind is ReleaseKind.MERGED:
+        wanted += [n for n in language_names(ledger.shapes) if not is_tied(n, model.config)]
+    tower = [n for n in ledger.shapes if n.startswith("model.vision_tower.")]
+    if any(name in ledger.targets for name in tower):
+        wanted += tower
+    ledger.require(wanted, file_of(release.directory, release.weights), inverse)
+
+
+def _adapter(release: Release, model: nn.Module) -> AdapterPlan | None:
+    if release.kind is not ReleaseKind.LORA:
+        return None
+    modules = {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and "multi_modal_projector" not in name
+    }
+    if not release.adapter:
+        raise WeightsError(f"the LoRA adapter of {release.directory} is empty; fetch it again")
+    return plan_adapter(release.adapter, release.adapter_config, modules, release.directory)

@@ -1,0 +1,86 @@
+"""Tokenizers of released checkpoints, fixed so that every reload gives the same ids.
+
+A Llama tokenizer's ids depend on ``legacy``, which transformers does not save. So the tokenizer is
+saved as the generic class over its finished backend: what is stored is what runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, normalizers
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+
+from vistoken.convert.release import read_json
+from vistoken.core.errors import WeightsError
+
+IMAGE_TOKEN = "<image>"
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json")
+_SPACE = "▁"
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds a tokenizer's files."""
+    return any((directory / name).is_file() for name in TOKENIZER_FILES)
+
+
+def read_tokenizer(directory: Path) -> Any:
+    """Load a released tokenizer exactly as its configuration means it.
+
+    Args:
+        directory: Folder with ``tokenizer.model`` or ``tokenizer.json``.
+
+    Returns:
+        A tokenizer whose ``save_pretrained`` and reload keep every id. Of the Llama class,
+        ``legacy`` and ``add_bos_token`` are taken from ``tokenizer_config.json``, where absent as
+        transformers 4 had them: both on.
+
+    Raises:
+        WeightsError: The files are missing or cannot be read.
+    """
+    config_file = directory / "tokenizer_config.json"
+    settings = read_json(config_file) if config_file.is_file() else {}
+    is_llama = str(settings.get("tokenizer_class", "")).startswith("LlamaTokenizer") or (
+        not settings and (directory / "tokenizer.model").is_file()
+    )
+    try:
+        if not is_llama:
+            return AutoTokenizer.from_pretrained(directory)
+        # a null in the file means the same as no entry
+        legacy = settings.get("legacy")
+        legacy = True if legacy is None else bool(legacy)
+        bos = settings.get("add_bos_token")
+        bos = True if bos is None else bool(bos)
+        tokenizer = LlamaTokenizer.from_pretrained(directory, legacy=legacy, add_bos_token=bos)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsError(
+            f"the tokenizer in {directory} cannot be loaded ({first}); fetch its files again"
+        ) from error
+    if legacy:
+        _prefix_every_stretch(tokenizer.backend_tokenizer)
+    return _generic(tokenizer)
+
+
+def _prefix_every_stretch(backend: Tokenizer) -> None:
+    """Write the space mark before every stretch, as sentencepiece does, a leading space kept."""
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
+    )
+    backend.pre_tokenizer = None
+
+
+def _generic(tokenizer: Any) -> PreTrainedTokenizerFast:
+    special = {
+        name: str(value)
+        for name, value in tokenizer.special_tokens_map.items()
+        if isinstance(value, str)
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        model_max_length=tokenizer.model_max_length,
+        padding_side=tokenizer.padding_side,
+        clean_up_tokenization_spaces=False,
+        **special,
+    )

@@ -1,0 +1,65 @@
+"""Recognising LLaVA-SP in an official release and reading its options from the weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from math import gcd
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vistoken.core.errors import WeightsError
+from vistoken.core.parts import Grid
+from vistoken.systems.llava_sp.keys import infer_options, is_connector_key, to_house
+
+_KERNEL = re.compile(r"conv_(\d+)\.(1\.)?weight")
+_ATTENTION = ("query_projector.", "key_projector.", "value_projector.")
+
+
+class LlavaSPKeys:
+    """Importer of the connector ``llava-sp`` from an official release."""
+
+    part = "llava-sp"
+
+    @staticmethod
+    def recognises(names: Collection[str]) -> bool:
+        """Whether a connector with these official names has spatial kernels."""
+        return any(_KERNEL.fullmatch(name) for name in names)
+
+    @staticmethod
+    def options(tensors: Mapping[str, Tensor], grid: Grid) -> dict[str, Any]:
+        """Options of ``llava-sp`` that fit these weights; the variant is told by their names.
+
+        Args:
+            tensors: The connector's tensors by official name, wrappers stripped.
+            grid: Feature grid (rows, cols) of a view.
+
+        Raises:
+            WeightsError: Names of two variants, or a kernel or the patch projector is missing.
+        """
+        known = {name: tensor for name, tensor in tensors.items() if is_connector_key(name)}
+        sizes = [int(match[1]) for match in map(_KERNEL.fullmatch, known) if match]
+        # Official scales are the multiples of the smallest one up to the grid, so a gap among
+        # them is a lost tensor, not another model.
+        step = gcd(*sizes, *grid)
+        lost = [f"conv_{k}" for k in range(step, max(grid) + 1, step) if k not in sizes]
+        if "mm_projector.0.weight" not in known:
+            lost.append("mm_projector.0")
+        if lost:
+            raise WeightsError(
+                f"the release lacks the weights of {', '.join(lost)} "
+                f"(it has kernels {', '.join(map(str, sorted(sizes)))} for a grid of "
+                f"{grid[0]}x{grid[1]})"
+            )
+        options = infer_options(known)
+        # part of the attention without its convolution is an incomplete release
+        options["detail"] |= any(name.startswith(_ATTENTION) for name in known)
+        return options
+
+    @staticmethod
+    def house_names(names: Collection[str]) -> dict[str, str]:
+        """Official name -> ours, relative to the stage."""
+        known = {name: torch.empty(0) for name in names if is_connector_key(name)}
+        return dict(zip(known, to_house(known), strict=True))
