@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
@@ -205,7 +205,7 @@ def _from_pretrained(
         model, report = loader.from_pretrained(
             locate(source), dtype=dtype, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise WeightsError(f"weights {source!r} cannot be loaded: {first}") from error
     missing = sorted(report["missing_keys"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from vistoken.core.errors import UsageError, WeightsError
 from vistoken.models.build import load_light
@@ -35,7 +36,7 @@ def load_strictly(
     wants_report = kwargs.pop("output_loading_info", False)
     try:
         model, report = load(source, *args, output_loading_info=True, **kwargs)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise WeightsError(f"checkpoint {source} cannot be loaded: {first}") from error
     problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]

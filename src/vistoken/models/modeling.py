@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from vistoken.core.parts import ConnectorState
 from vistoken.core.tables import TOKEN, VIEW, TokenKind, split_media
 from vistoken.models.configuration import VistokenConfig
+from vistoken.models.decoder import build_stack, run_decoder
 from vistoken.models.encoder import encode_views
 from vistoken.models.outputs import ImageFeatures, VistokenCausalLMOutput, VistokenModelOutput
 from vistoken.models.pipeline import TokenPlan, anchor_rows
@@ -60,6 +61,10 @@ class VistokenModel(VistokenPreTrainedModel):
         )
         self.multi_modal_projector, self.layout = self.plan.build()
         self.language_model = AutoModel.from_config(config.text_config)
+        self.stack = build_stack(config.decoder_config["mechanisms"], config.text_config)
+        modules = {m.name: m for m in self.stack if isinstance(m, nn.Module)}
+        if modules:
+            self.mechanisms = nn.ModuleDict(modules)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -271,13 +276,21 @@ class VistokenModel(VistokenPreTrainedModel):
                 input_ids, inputs_embeds, attention_mask, features
             )
         kwargs.pop("return_dict", None)
-        outputs: BaseModelOutputWithPast = self.language_model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
+        call = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
             **kwargs,
-        )
+        }
+        outputs: BaseModelOutputWithPast
+        if len(self.stack):
+            side = features.side if features is not None else None
+            outputs = run_decoder(
+                self.language_model, stack=self.stack, token_map=token_map, side=side, **call
+            )
+        else:
+            outputs = self.language_model(**call)
         return VistokenModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,

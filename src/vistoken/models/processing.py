@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -23,9 +24,6 @@ class VistokenProcessor(ProcessorMixin):
         image_token: The placeholder's text.
     """
 
-    attributes = ["image_processor", "tokenizer"]
-    image_processor_class = "VistokenImageProcessor"
-    tokenizer_class = "AutoTokenizer"
     skip_tensor_conversion = ["pixel_values", "view_table", "text_replacement_offsets"]
 
     def __init__(
@@ -43,6 +41,7 @@ class VistokenProcessor(ProcessorMixin):
                 f"the tokenizer has no token {image_token!r}; add it with "
                 f"tokenizer.add_special_tokens({{'additional_special_tokens': [{image_token!r}]}})"
             )
+        self._gap = _gap_after_image(tokenizer, image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(
@@ -72,7 +71,11 @@ class VistokenProcessor(ProcessorMixin):
                 f"the prompt has {marks} {self.image_token} marks for {len(pictures)} images; "
                 f"write one {self.image_token} per image"
             )
-        return super().__call__(images=pictures or None, text=text, **kwargs)
+        if self._gap:
+            mark = re.escape(self.image_token)
+            after = re.compile(f"{mark}(?=.)(?!{mark})", re.DOTALL)
+            prompts = [after.sub(self.image_token + self._gap, prompt) for prompt in prompts]
+        return super().__call__(images=pictures or None, text=prompts or None, **kwargs)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
         """Placeholder text of one image: its mark, once per visual token."""
@@ -92,7 +95,30 @@ class VistokenProcessor(ProcessorMixin):
             num_image_patches=[len(table) for table in tables],
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready settings (without what is derived from the tokenizer)."""
+        values: dict[str, Any] = super().to_dict()
+        return {k: v for k, v in values.items() if k not in ("_gap", "image_token_id")}
+
     @property
     def model_input_names(self) -> list[str]:
         """Names of the model inputs this processor makes."""
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+
+
+def _gap_after_image(tokenizer: Any, image_token: str) -> str:
+    """What to write after an image mark so that the text there is tokenised as released.
+
+    Released models tokenise the text after an image as a text of its own, so a sentencepiece
+    tokenizer puts its word mark in front. In one call some tokenizers do so only at the start of
+    the text (``legacy=False``); for them a space gives the same ids.
+    """
+
+    def ids(text: str) -> list[int]:
+        encoded: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return encoded
+
+    alone = ids("a")
+    if ids(image_token + "a")[1:] == alone or ids(image_token + " a")[1:] != alone:
+        return ""
+    return " "

@@ -1,5 +1,6 @@
 """The decoder loop and the contract of the mechanisms that act in it."""
 
+from vistoken.models.decoder.build import build_stack
 from vistoken.models.decoder.loop import run_decoder
 from vistoken.models.decoder.mechanism import Mechanism, MechanismStack, NoOp
 from vistoken.models.decoder.plan import LayerPlan, merge_plans
@@ -11,6 +12,7 @@ __all__ = [
     "MechanismStack",
     "NoOp",
     "SequenceState",
+    "build_stack",
     "merge_plans",
     "run_decoder",
 ]

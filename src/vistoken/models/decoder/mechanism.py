@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, PretrainedConfig
 
 from vistoken.core.errors import UsageError
 from vistoken.core.parts import PartFlags
-from vistoken.models.decoder.plan import LayerPlan, merge_plans
+from vistoken.models.decoder.plan import STOCK_LAYER, LayerPlan, merge_plans
 from vistoken.models.decoder.state import SequenceState
 
 
@@ -44,11 +45,22 @@ class Mechanism(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class NoOpConfig:
+    """The no-op mechanism has no options."""
+
+
 class NoOp:
     """A mechanism that changes nothing: forces the loop in tests and benchmarks."""
 
+    config_class = NoOpConfig
     name = "no-op"
     flags = PartFlags()
+
+    def __init__(
+        self, config: NoOpConfig | None = None, text_config: PretrainedConfig | None = None
+    ) -> None:
+        del config, text_config  # what every mechanism is built from; this one needs neither
 
     def before_layer(self, layer: int, state: SequenceState) -> SequenceState:
         """Return the state as it is."""
@@ -56,7 +68,7 @@ class NoOp:
 
     def plan(self, layer: int, state: SequenceState) -> LayerPlan:
         """Return the trivial plan."""
-        return LayerPlan()
+        return STOCK_LAYER
 
     def after_layer(self, layer: int, state: SequenceState, aux: dict[str, Tensor]) -> None:
         """Do nothing."""
@@ -124,8 +136,14 @@ class MechanismStack:
             UsageError: If a mechanism returns tables that disagree on the rows.
         """
         for mechanism in self._mechanisms:
+            hidden, positions, valid = state.hidden, state.position_ids, state.valid
             state = mechanism.before_layer(layer, state)
-            if not state.rows_agree():
+            # looked at only where something was replaced: this runs for every layer and token
+            if (
+                state.hidden is not hidden
+                or state.position_ids is not positions
+                or state.valid is not valid
+            ) and not state.rows_agree():
                 raise UsageError(
                     f"the mechanism {mechanism.name!r} returned, before layer {layer}, tables "
                     f"that do not match hidden's rows {tuple(state.hidden.shape[:2])}; it must "
@@ -135,7 +153,7 @@ class MechanismStack:
 
     def plan(self, layer: int, state: SequenceState) -> LayerPlan:
         """Merge what all mechanisms tell a layer."""
-        return merge_plans(mechanism.plan(layer, state) for mechanism in self._mechanisms)
+        return merge_plans([mechanism.plan(layer, state) for mechanism in self._mechanisms])
 
     def after_layer(self, layer: int, state: SequenceState, aux: dict[str, Tensor]) -> None:
         """Let every mechanism read a layer's output."""

@@ -1,0 +1,1 @@
+"""Messages, batches and composed scenes."""
