@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from vistoken.core.errors import DataError, WeightsError
 from vistoken.models.checkpoint import own_state, read_safetensors
@@ -78,6 +78,7 @@ class VistokenTrainer(Trainer):
             data_collator=collate,
             callbacks=[self.progress, JsonLines(metrics, stage.name)],
         )
+        self.remove_callback(PrinterCallback)
         # the loss is a mean over all targets of a step; num_items_in_batch is its divisor
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
@@ -256,7 +257,6 @@ def training_arguments(
         save_strategy="steps",
         save_steps=stage.save_every,
         save_total_limit=stage.keep,
-        gradient_checkpointing=stage.checkpointing,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to=[],
@@ -266,7 +266,7 @@ def training_arguments(
         use_cpu=use_cpu,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
-        full_determinism=False,
+        **({"gradient_checkpointing": True} if stage.checkpointing else {}),
     )
 
 
