@@ -27,8 +27,8 @@ from vistoken.systems.llava.config import (
 class ConcatGrid(ConnectorStage):
     """Fuse: several towers' features, channel by channel, on the first tower's grid.
 
-    Maps of another grid are resized bilinearly in float32, corners not aligned and with
-    antialiasing, so that a cell keeps its place in the picture. Each channel is then centred and
+    Maps of another grid are resized bilinearly in float32, corners not aligned (a cell keeps its
+    place in the picture), and antialiased where they get coarser. Each channel is then centred and
     scaled by the buffers ``mean`` and ``std`` (0 and 1 until set from data, saved with the
     weights). Tokens without a place on the grid (CLS, registers) are dropped: towers that differ
     in width have no common form for them.
@@ -190,7 +190,10 @@ def resize_grid(features: Tensor, grid: Grid) -> Tensor:
     if (features.shape[0], features.shape[1]) == grid:
         return features
     maps = features.permute(2, 0, 1)[None].float()
-    resized = F.interpolate(maps, size=grid, mode="bilinear", align_corners=False, antialias=True)
+    shrinks = grid[0] < features.shape[0] or grid[1] < features.shape[1]
+    resized = F.interpolate(
+        maps, size=grid, mode="bilinear", align_corners=False, antialias=shrinks
+    )
     return resized[0].permute(1, 2, 0).to(features)
 
 

@@ -80,8 +80,9 @@ def infer_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Options of ``llava-sp`` that fit a release's connector weights (official names)."""
     short = {short_key(key): value for key, value in state.items()}
     variant = infer_variant(short)
-    hidden, _ = short["mm_projector.0.weight"].shape
-    options: dict[str, Any] = {"mlp_hidden": hidden}
+    if "mm_projector.0.weight" not in short:
+        raise WeightsError("the release has no mm_projector.0.weight; it is incomplete")
+    options: dict[str, Any] = {"mlp_hidden": short["mm_projector.0.weight"].shape[0]}
     if variant == "none":
         return {**options, "spatial_tokens": "none"}
     scales = sorted(int(match[1]) for match in map(_KERNEL.fullmatch, short) if match)
