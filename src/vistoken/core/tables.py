@@ -126,11 +126,11 @@ class Schema:
     def _encode(
         self, column: str, value: float | Tensor | Sequence[float], device: torch.device
     ) -> Tensor:
-        tensor = torch.as_tensor(value, device=device)
         scale = self._scale[column]
         if scale == 1:
-            return tensor.to(torch.int64)
-        return torch.round(tensor.to(torch.float64) * scale).to(torch.int64)
+            return torch.as_tensor(value, device=device).to(torch.int64)
+        exact = torch.as_tensor(value, dtype=torch.float64, device=device)
+        return torch.round(exact * scale).to(torch.int64)
 
 
 _PX, _S, _AFFINE = PIXEL_SCALE, TIME_SCALE, AFFINE_SCALE
