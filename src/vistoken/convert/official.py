@@ -143,7 +143,7 @@ def plan_release(
     config = recipe.model_config_for()
     with torch.device("meta"):
         model = VistokenForConditionalGeneration(config)
-    names = _connector_names(importer, model, connector)
+    names = _connector_names(importer, model)
     ledger = _account(release, model, names, config.image_token_id)
     return OfficialPlan(
         release=release,
@@ -212,16 +212,15 @@ def _read_connector(
         ) from error
 
 
-def _connector_names(
-    importer: Any, model: nn.Module, tensors: Mapping[str, Tensor]
-) -> dict[str, str]:
-    """Official connector names -> ours in the whole model."""
-    names: dict[str, str] = importer.house_names(tensors)
-    own = set(model.state_dict())
+def _connector_names(importer: Any, model: nn.Module) -> dict[str, str]:
+    """Official connector name -> ours in the whole model, for every tensor of the connector."""
     prefix = "model.multi_modal_projector."
-    staged = {name: f"{prefix}{importer.part}.{ours}" for name, ours in names.items()}
-    flat = {name: f"{prefix}{ours}" for name, ours in names.items()}
-    return flat if own.intersection(flat.values()) else staged
+    state = {n: t for n, t in model.state_dict().items() if n.startswith(prefix)}
+    stem = f"{prefix}{importer.part}."
+    # a chain of one stage may keep the stage's own names without a level for it
+    stem = stem if all(name.startswith(stem) for name in state) else prefix
+    official = importer.official_names({n.removeprefix(stem): t for n, t in state.items()})
+    return {theirs: stem + ours for ours, theirs in official.items()}
 
 
 def _account(release: Release, model: nn.Module, names: dict[str, str], vocab_size: int) -> Ledger:

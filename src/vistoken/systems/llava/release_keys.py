@@ -46,12 +46,7 @@ class LlavaKeys:
         return {} if weight is None else {"hidden_width": weight.shape[0]}
 
     @staticmethod
-    def house_names(names: Collection[str]) -> dict[str, str]:
-        """Official name -> ours, relative to the stage."""
-        pairs = {f"{_STEM}{layer}.": f"{ours}." for layer, ours in _HOUSE.items()}
-        return {
-            name: ours + name.removeprefix(stem)
-            for name in names
-            for stem, ours in pairs.items()
-            if name.startswith(stem)
-        }
+    def official_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+        """Our name, relative to the stage -> the official one, for every tensor of the stage."""
+        inverse = {ours: f"{_STEM}{layer}" for layer, ours in _HOUSE.items()}
+        return {name: f"{inverse[name.split('.')[0]]}.{name.split('.')[1]}" for name in state}

@@ -7,12 +7,11 @@ from collections.abc import Collection, Mapping
 from math import gcd
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vistoken.core.errors import WeightsError
 from vistoken.core.parts import Grid
-from vistoken.systems.llava_sp.keys import infer_options, is_connector_key, to_house
+from vistoken.systems.llava_sp.keys import infer_options, is_connector_key, to_official
 
 _KERNEL = re.compile(r"conv_(\d+)\.(1\.)?weight")
 _ATTENTION = ("query_projector.", "key_projector.", "value_projector.")
@@ -59,7 +58,6 @@ class LlavaSPKeys:
         return options
 
     @staticmethod
-    def house_names(names: Collection[str]) -> dict[str, str]:
-        """Official name -> ours, relative to the stage."""
-        known = {name: torch.empty(0) for name in names if is_connector_key(name)}
-        return dict(zip(known, to_house(known), strict=True))
+    def official_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+        """Our name, relative to the stage -> the official one, for every tensor of the stage."""
+        return dict(zip(state, to_official(state, prefix=""), strict=True))
