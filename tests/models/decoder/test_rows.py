@@ -47,6 +47,7 @@ def test_mechanisms_see_the_rows(build: Build, ids: Tensor, padding: Tensor) -> 
 def test_valid_rows_of_a_decoding_step(build: Build, ids: Tensor) -> None:
     model, watch = build("llama-gqa"), Watch()
     mask = torch.ones(BATCH, ROWS + 1, dtype=torch.int64)
+    mask[1, :2] = 0  # padding of the prompt, which is no row of this call
     cache = model.model(input_ids=ids, attention_mask=mask[:, :-1]).past_key_values
     run(
         model,

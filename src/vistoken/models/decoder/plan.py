@@ -30,6 +30,10 @@ class LayerPlan:
         return self.mask is None and self.key_bias is None
 
 
+STOCK_LAYER = LayerPlan()
+"""The trivial plan."""
+
+
 def merge_plans(plans: Iterable[LayerPlan]) -> LayerPlan:
     """Combine the plans of several mechanisms for one layer.
 
@@ -39,11 +43,18 @@ def merge_plans(plans: Iterable[LayerPlan]) -> LayerPlan:
     Returns:
         One plan: masks AND, biases add.
     """
-    mask: Tensor | None = None
-    key_bias: Tensor | None = None
+    merged = STOCK_LAYER
     for plan in plans:
-        if plan.mask is not None:
-            mask = plan.mask if mask is None else mask & plan.mask
-        if plan.key_bias is not None:
-            key_bias = plan.key_bias if key_bias is None else key_bias + plan.key_bias
+        if plan.is_trivial:
+            continue
+        merged = plan if merged.is_trivial else _merge_two(merged, plan)
+    return merged
+
+
+def _merge_two(first: LayerPlan, second: LayerPlan) -> LayerPlan:
+    mask, key_bias = first.mask, first.key_bias
+    if second.mask is not None:
+        mask = second.mask if mask is None else mask & second.mask
+    if second.key_bias is not None:
+        key_bias = second.key_bias if key_bias is None else key_bias + second.key_bias
     return LayerPlan(mask, key_bias)
