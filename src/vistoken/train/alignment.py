@@ -9,8 +9,9 @@ what its first stage learns from 558 K captions where there are a few thousand p
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistoken.core.errors import DataError
-from vistoken.core.tables import TOKEN, TokenKind, rectangles
+from vistoken.core.parts import ConnectorState
+from vistoken.core.tables import TOKEN, TokenKind, rectangles, split_media
+from vistoken.models.pipeline import anchor_rows
+from vistoken.systems.llava_sp.stage import LlavaSP
 
 if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration
-    from vistoken.models.outputs import ImageFeatures
 
 Box = tuple[float, float, float, float]
 
@@ -168,6 +171,65 @@ class NameSpace:
 
 
 @dataclass(frozen=True)
+class PatchTokens:
+    """The connector's patch tokens of one picture, before the layout.
+
+    Attributes:
+        tokens: (N, D).
+        token_map: (N, K) int64.
+    """
+
+    tokens: Tensor
+    token_map: Tensor
+
+
+def patch_tokens(
+    model: VistokenForConditionalGeneration,
+    tower_features: list[tuple[Tensor, ...]],
+    view_table: Tensor,
+) -> list[PatchTokens]:
+    """Run the connector without its spatial tokens, which have no place of their own.
+
+    Args:
+        model: Gives connector and token plan.
+        tower_features: For each anchor view, one map per tower.
+        view_table (Tensor): (V, K) int64, views of all pictures.
+
+    Returns:
+        One entry per picture.
+    """
+    core = model.model
+    weight = next(core.multi_modal_projector.parameters())
+    features = [tuple(m.to(weight) for m in maps) for maps in tower_features]
+    empty = [maps[0].new_empty(0, maps[0].shape[-1]) for maps in features]
+    state = ConnectorState(view_table, anchor_rows(view_table), features)
+    with _without_spatial_tokens(model):
+        tokens = core.multi_modal_projector(state, empty).tokens
+    pictures = []
+    start = 0
+    for medium in split_media(view_table):
+        maps = [view_map.tokens for view_map in core.plan.view_maps(medium)]
+        token_map = torch.cat([m[TOKEN.get(m, "kind") != TokenKind.SPATIAL] for m in maps])
+        pictures.append(PatchTokens(torch.cat(tokens[start : start + len(maps)]), token_map))
+        start += len(maps)
+    return pictures
+
+
+@contextmanager
+def _without_spatial_tokens(model: VistokenForConditionalGeneration) -> Iterator[None]:
+    """They cost more than the patch projection and say nothing about alignment."""
+    stages = [s for s in model.model.multi_modal_projector.stages if isinstance(s, LlavaSP)]
+    configs = [stage.config for stage in stages]
+    try:
+        for stage, config in zip(stages, configs, strict=True):
+            stage.config = replace(config, spatial_tokens="none")
+        yield
+    finally:
+        for stage, config in zip(stages, configs, strict=True):
+            stage.config = config
+
+
+@dataclass(frozen=True)
 class Retrieval:
     """How often the nearest word is right.
 
@@ -191,13 +253,13 @@ class Retrieval:
 
 
 def score(
-    space: NameSpace, features: ImageFeatures, scenes: Sequence[Scene]
+    space: NameSpace, pictures: Sequence[PatchTokens], scenes: Sequence[Scene]
 ) -> tuple[Tensor, Retrieval]:
     """Alignment loss and retrieval of a batch of pictures.
 
     Args:
         space: The words.
-        features: The connector's tokens and their maps, per picture.
+        pictures: The connector's tokens and their maps.
         scenes: What is in each picture.
 
     Returns:
@@ -209,11 +271,10 @@ def score(
     chosen: list[Tensor] = []
     wanted: list[Tensor] = []
     on_background: list[Tensor] = []
-    maps = features.token_map or []
-    for tokens, token_map, scene in zip(features.pooler_output, maps, scenes, strict=True):
-        target = space.targets(token_map.cpu(), scene)
+    for picture, scene in zip(pictures, scenes, strict=True):
+        target = space.targets(picture.token_map.cpu(), scene)
         kept = torch.nonzero(target != -100).flatten()
-        chosen.append(tokens[kept.to(tokens.device)])
+        chosen.append(picture.tokens[kept.to(picture.tokens.device)])
         wanted.append(target[kept])
         colour = space.words.index(scene.background) if scene.background in space.words else -1
         on_background.append(target[kept] == colour)

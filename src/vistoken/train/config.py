@@ -59,6 +59,8 @@ class StageConfig(_Strict):
         objective: ``next-token``, or ``name-alignment`` (stage 0, no language-model pass).
         needs: Stage whose weights this one starts from; it must be done before.
         template: Chat template of this stage; the recipe's own when None.
+        data: Data files of this stage; the run's when None.
+        image_root: Folder of this stage's image paths; the run's when None.
         groups: Train mode and rate by part; a part not named is frozen.
         steps: Optimiser steps; or
         epochs: passes over the data.
@@ -85,6 +87,8 @@ class StageConfig(_Strict):
     objective: Literal["next-token", "name-alignment"] = "next-token"
     needs: str | None = None
     template: str | None = None
+    data: tuple[Path, ...] | None = Field(None, min_length=1)
+    image_root: Path | None = None
     groups: dict[GroupName, GroupConfig]
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
@@ -129,7 +133,7 @@ class RunConfig(_Strict):
 
     Args:
         recipe: Recipe name, recipe file, or a checkpoint directory to go on from.
-        data: Files of the messages schema.
+        data: Files of the messages schema (``.jsonl``), or LLaVA's lists (``.json``).
         validation: Files to read name retrievals from, never trained on.
         image_root: Folder of the image paths; each data file's own when None.
         output: Folder of the run.

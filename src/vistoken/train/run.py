@@ -117,6 +117,12 @@ class _Run:
     def folder(self, stage: StageConfig) -> Path:
         return self.config.output / "stages" / stage.name
 
+    def data(self, stage: StageConfig) -> tuple[tuple[Path, ...], Path | None]:
+        """Data files of a stage and their image root."""
+        config = self.config
+        files = config.data if stage.data is None else stage.data
+        return files, config.image_root if stage.image_root is None else stage.image_root
+
 
 def train(
     config: RunConfig,
@@ -151,6 +157,9 @@ def train(
         reports.append(report)
     if dry_run:
         return RunReport(tuple(reports), None)
+    if started.weights is not None:  # every stage was done before this session
+        apply_groups(run.model, config.stages[-1])
+        read_trained(run.model, started.weights)
     out = config.output / MODEL
     if not (out.is_dir() and any(out.iterdir())):
         save_light(run.model.eval(), run.processor, out, run.references)
@@ -161,10 +170,9 @@ def train(
 class _Started:
     """Which stages are done, and what the next one starts from."""
 
-    def __init__(self, done: list[str], weights: Path | None, last: str | None) -> None:
+    def __init__(self, done: list[str], weights: Path | None) -> None:
         self.done = set(done)
         self.weights = weights
-        self._last = last
 
     def skips(self, stage: StageConfig) -> bool:
         """Whether a stage is done already; weights of the last one are still to be loaded."""
@@ -194,7 +202,7 @@ def _start_weights(run: _Run, resume: bool) -> _Started:
             if (run.folder(stage) / DONE).is_file():
                 done.append(stage.name)
                 weights = run.folder(stage) / TRAINED
-    return _Started(done, weights, done[-1] if done else None)
+    return _Started(done, weights)
 
 
 def _run_stage(
@@ -291,11 +299,11 @@ def _stage_encoder(run: _Run, stage: StageConfig) -> Encoder:
 
 
 def _items(run: _Run, stage: StageConfig) -> tuple[list[Any], list[Path]]:
-    config = run.config
+    files, root = run.data(stage)
     if stage.objective == "name-alignment":
-        pictures = read_pictures(config.data, config.image_root)
+        pictures = read_pictures(files, root)
         return list(pictures), [picture.image for picture in pictures]
-    examples = read_examples(config.data, config.image_root)
+    examples = read_examples(files, root)
     groups = group_examples(examples, stage.questions_per_image)
     return list(groups), list(dict.fromkeys(image for group in groups for image in group.images))
 
@@ -310,8 +318,9 @@ def _probe(run: _Run, stage: StageConfig) -> list[ScenePicture]:
 def _names(run: _Run, stage: StageConfig, probe: Sequence[ScenePicture]) -> NameSpace | None:
     if stage.objective != "name-alignment" and not probe:
         return None
-    annotated = [path for path in run.config.data if scenes_file(path).is_file()]
-    pictures = [*read_pictures(annotated, run.config.image_root), *probe]
+    files, root = run.data(stage)
+    annotated = [path for path in files if scenes_file(path).is_file()]
+    pictures = [*read_pictures(annotated, root), *probe]
     words = vocabulary([picture.scene for picture in pictures])
     return NameSpace(run.model, run.processor.tokenizer, words, stage.temperature)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from vistoken.core.errors import DataError
 from vistoken.core.tables import split_media
 from vistoken.data.labels import encode_conversation
-from vistoken.data.messages import Message, image_paths, name_sample, read_messages
+from vistoken.data.messages import Message, from_llava, image_paths, name_sample, read_messages
 from vistoken.train.alignment import Scene, read_scenes, scenes_file
 from vistoken.train.cache import CachedImage, FeatureCache
 from vistoken.train.packing import Packed, PackedBatch, Row, batch_packed, pack
@@ -89,7 +89,7 @@ def read_examples(files: Sequence[Path], image_root: Path | None) -> list[Exampl
     """Read data files of the messages schema.
 
     Args:
-        files: JSON Lines files.
+        files: JSON Lines files of the messages schema, or LLaVA's JSON lists (``.json``).
         image_root: Folder of the image paths; each file's own when None.
 
     Raises:
@@ -100,9 +100,8 @@ def read_examples(files: Sequence[Path], image_root: Path | None) -> list[Exampl
         root = image_root or path.parent
         before = len(examples)
         known: set[str] = set()  # paths that exist
-        for number, line in enumerate(_lines(path), start=1):
-            if line.strip():
-                examples.append(_example(line, f"{path}, line {number}", root, known))
+        for where, row in _rows(path):
+            examples.append(_example(row, where, root, known))
         if len(examples) == before:
             raise DataError(f"data file {path} has no rows")
     return examples
@@ -244,20 +243,40 @@ class SceneCollator:
         }
 
 
-def _lines(path: Path) -> list[str]:
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a data file with their place in it."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise DataError(f"data file {path} cannot be read: {error.strerror}") from error
+    if path.suffix == ".json":
+        records = _parse(text, str(path))
+        if not isinstance(records, list):
+            raise DataError(f"{path}: a .json data file must be a list of LLaVA's records")
+        for number, record in enumerate(records):
+            where = f"{path}, record {number}"
+            yield where, from_llava(_object(record, where), where)
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, _object(_parse(line, where), where)
 
 
-def _example(line: str, where: str, root: Path, known: set[str]) -> Example:
+def _parse(text: str, where: str) -> Any:
     try:
-        row = json.loads(line)
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not a JSON object ({error})") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: must be a JSON object with 'id' and 'messages'")
+        raise DataError(f"{where}: not valid JSON ({error})") from error
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: must be a JSON object")
+    return value
+
+
+def _example(row: dict[str, Any], where: str, root: Path, known: set[str]) -> Example:
     messages = read_messages(row, where)
     paths = image_paths(messages)
     for path in paths:

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from vistoken.core.errors import DataError, WeightsError
 from vistoken.models.checkpoint import own_state, read_safetensors
-from vistoken.train.alignment import NameSpace, score
+from vistoken.train.alignment import NameSpace, PatchTokens, patch_tokens, score
 from vistoken.train.config import StageConfig
 from vistoken.train.groups import is_lora, optimizer_groups
 from vistoken.train.metrics import JsonLines, Meter, Progress
@@ -89,7 +89,7 @@ class VistokenTrainer(Trainer):
         """AdamW over the stage's parameter groups."""
         if self.optimizer is None:
             groups = optimizer_groups(self.model, self.stage)
-            self.optimizer = AdamW(groups, betas=self.stage.betas, eps=self.stage.eps)
+            self.optimizer = AdamW(groups, betas=self.stage.betas, eps=self.stage.eps, fused=True)
         return self.optimizer
 
     def create_scheduler(
@@ -166,10 +166,10 @@ class VistokenTrainer(Trainer):
     def _alignment_loss(self, inputs: dict[str, Any]) -> Tensor:
         if self.names is None:
             raise ValueError("name-alignment needs names")
-        features = self._features(inputs["pictures"])
-        loss, found = score(self.names, features, inputs["scenes"])
+        patches = self._patches(inputs["pictures"])
+        loss, found = score(self.names, patches, inputs["scenes"])
         images = len(inputs["scenes"])
-        tokens = sum(len(rows) for rows in features.pooler_output)
+        tokens = sum(len(picture.tokens) for picture in patches)
         self.meter.count(images, tokens, found.names[1] + found.colours[1], tokens)
         self._retrieved = {
             "train_retrieval/names": found.name_accuracy,
@@ -187,6 +187,12 @@ class VistokenTrainer(Trainer):
         )
         return features
 
+    def _patches(self, pictures: Pictures) -> list[PatchTokens]:
+        features = pictures.tower_features
+        if features is None:
+            features, _ = self.model.model.encode(pictures.pixel_values, pictures.view_table)
+        return patch_tokens(self.model, features, pictures.view_table)
+
     @torch.no_grad()
     def retrieve_names(self) -> dict[str, float]:
         """How often the connector's tokens of the probe pictures are nearest to the right word."""
@@ -195,13 +201,19 @@ class VistokenTrainer(Trainer):
         names, colours = [0, 0], [0, 0]
         for start in range(0, len(self.probe), 8):
             batch = self.probe_collate(self.probe[start : start + 8])
-            _, found = score(self.names, self._features(batch["pictures"]), batch["scenes"])
+            _, found = score(self.names, self._patches(batch["pictures"]), batch["scenes"])
             names = [a + b for a, b in zip(names, found.names, strict=True)]
             colours = [a + b for a, b in zip(colours, found.colours, strict=True)]
         return {
             "retrieval/names": names[0] / max(names[1], 1),
             "retrieval/colours": colours[0] / max(colours[1], 1),
         }
+
+    def _eta(self) -> float:
+        seconds = self.progress.eta(self.state)
+        if self.stage.minutes is None:
+            return seconds
+        return min(seconds, max(60 * self.stage.minutes - self.elapsed, 0.0))
 
     # -- reports -----------------------------------------------------------------------------
 
@@ -212,7 +224,7 @@ class VistokenTrainer(Trainer):
             if self.stage.objective == "name-alignment":
                 logs["images_per_s"] = logs.pop("questions_per_s")
                 logs["images"] = logs.pop("questions")
-            logs["eta_s"] = self.progress.eta(self.state)
+            logs["eta_s"] = self._eta()
             logs["elapsed_s"] = self.elapsed
             every = self.stage.retrieval_every
             if every and self.state.global_step % every < self.stage.log_every:
