@@ -288,19 +288,24 @@ def test_tokens_come_from_where_the_map_says(kit, grid, variant, scale, shift):
         1, height=90, width=60, scale_y=scale, scale_x=2.0, shift_y=shift, shift_x=-9.0
     )[0]
     # The table stores rounded numbers: read them back through it.
-    features = kit.coordinate_map(view, grid)[None]
+    features = kit.coordinate_map(view, grid)[None].requires_grad_()
     tokens = stage(state_of(features)).tokens[0]
     maps = [ViewMap(view, grid, grid_token_map(view, grid))]
     predicted = LlavaSP.token_map(stage.config, context, maps)[0].tokens
     assert len(tokens) == len(predicted)
     boxes = rectangles(predicted)
     torch.testing.assert_close(
-        tokens[:, :2] - kit.offset, (boxes[:, :2] + boxes[:, 2:]) / 2, rtol=0, atol=0.02
+        tokens[:, :2].detach() - kit.offset, (boxes[:, :2] + boxes[:, 2:]) / 2, rtol=0, atol=0.02
     )
     extent = boxes[:6, 2:] - boxes[:6, :2]
     assert (extent.diff(dim=0) >= 0).all()  # smallest scale first
-    last = boxes[6:]
-    assert torch.equal(boxes[5], torch.cat([last[0, :2], last[-1, 2:]]))
+    # ... and each rectangle is exactly the cells that the token depends on
+    cells = boxes[6:].view(*grid, 4)
+    for token, box in zip(tokens[:6], boxes[:6], strict=True):
+        (grad,) = torch.autograd.grad(token.sum(), features, retain_graph=True)
+        seen = cells[grad[0].abs().sum(-1) > 0]
+        union = torch.cat([seen[:, :2].min(dim=0).values, seen[:, 2:].max(dim=0).values])
+        torch.testing.assert_close(box, union, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize(
