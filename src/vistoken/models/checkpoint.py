@@ -104,12 +104,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def digest_of(state: dict[str, Tensor]) -> str:
     """sha256 over names, shapes and bytes of a state dict, in name order."""
-    hasher = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        hasher.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        hasher.update(tensor.view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def atomic_directory(out: Path, write: Callable[[Path], None]) -> None:
