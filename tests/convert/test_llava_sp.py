@@ -214,6 +214,17 @@ def test_merged_release_in_shards(release, tmp_path) -> None:
     assert len(inputs["input_ids"][0]) > 582
 
 
+def test_a_temperature_without_sampling_is_no_obstacle(release, tmp_path) -> None:
+    """Vicuna's own generation config, which transformers refuses to save as it stands."""
+    path = release.parent / "tiny-vicuna" / "generation_config.json"
+    values = {"temperature": 0.9, "top_p": 0.6, "max_length": 4096, "eos_token_id": 2}
+    path.write_text(json.dumps(values))
+    convert_llava_sp(release, tmp_path / "out", merge=True)
+    saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert "temperature" not in saved
+    assert (saved["max_length"], saved["suppress_tokens"]) == (4096, [600])
+
+
 def test_plain_llava_release(release, tmp_path) -> None:
     """Without spatial kernels it is LLaVA-1.5: the chain is `mlp`, under Hugging Face's names."""
     edit(release, lambda w: [w.pop(key) for key in list(w) if "mm_projector" not in key])

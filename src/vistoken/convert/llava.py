@@ -101,6 +101,19 @@ def write_full(folder: Path, config: Any, processor: Any, state: Mapping[str, Te
     save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
 
 
+def write_generation_config(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write ``generation_config.json``.
+
+    Many released files set a temperature without asking for sampling, which has no effect and
+    which transformers refuses to save.
+    """
+    dropped = {"transformers_version", "_from_model_config"}
+    if not values.get("do_sample"):
+        dropped |= {"temperature", "top_p", "top_k", "min_p", "typical_p"}
+    kept = {name: value for name, value in values.items() if name not in dropped}
+    GenerationConfig(**kept).save_pretrained(folder)
+
+
 def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
     """The one floating type that holds every tensor of a state dict without loss."""
     found = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
@@ -212,8 +225,7 @@ def _save_generation_config(plan: OfficialPlan, folder: Path) -> None:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         values.setdefault(name, plan.release.config.get(name))
     values["suppress_tokens"] = [plan.config.image_token_id]
-    values.pop("transformers_version", None)
-    GenerationConfig(**values).save_pretrained(folder)
+    write_generation_config(folder, values)
 
 
 def _report(plan: OfficialPlan, out: Path, full: bool) -> ConversionReport:

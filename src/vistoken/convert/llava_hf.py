@@ -10,10 +10,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from vistoken.convert.accounting import Ledger, file_of, language_target, tower_target
-from vistoken.convert.llava import dtype_of, refuse_occupied, write_full
+from vistoken.convert.llava import (
+    dtype_of,
+    refuse_occupied,
+    write_full,
+    write_generation_config,
+)
 from vistoken.convert.pickles import TensorStore, find_weights, read_files
 from vistoken.convert.preprocessing import read_preprocessing
 from vistoken.convert.release import read_json
@@ -230,8 +235,9 @@ def _write(source: _Source, processor: Any, folder: Path) -> None:
     if config.tie_word_embeddings:
         state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
     write_full(folder, config, processor, state)
-    if (source.directory / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(source.directory).save_pretrained(folder)
+    generation = source.directory / "generation_config.json"
+    if generation.is_file():
+        write_generation_config(folder, read_json(generation))
 
 
 def _report(source: _Source, out: Path, template: str) -> ConversionReport:

@@ -39,8 +39,8 @@ class LlavaKeys:
         layers = {name.removeprefix(_STEM).rpartition(".")[0] for name in tensors}
         if not layers <= set(_HOUSE):
             raise WeightsError(
-                f"the release's projector has layers {', '.join(sorted(layers)) or 'none'} where "
-                "mlp2x_gelu has 0 and 2; no other projector can be converted"
+                f"the release's projector has {', '.join(sorted(tensors))} where mlp2x_gelu has "
+                "layers 0 and 2; no other projector can be converted"
             )
         weight = tensors.get(f"{_STEM}0.weight")
         return {} if weight is None else {"hidden_width": weight.shape[0]}
