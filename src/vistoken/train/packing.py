@@ -16,6 +16,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
+
+from vistoken.core.errors import UsageError
+from vistoken.models._compat import attention_backend
 
 IGNORE = -100
 
@@ -90,6 +94,29 @@ class PackedBatch:
     rows: Tensor
     kinds: tuple[str, ...]
     tokens: int
+
+
+def decoder_mask(mask: Tensor, config: PretrainedConfig, dtype: torch.dtype) -> Tensor:
+    """A boolean mask in the form that a text model's attention takes.
+
+    Args:
+        mask (Tensor): (B, 1, n, n) bool, True where a row attends to a column.
+        config: The text model's configuration, which names its attention.
+        dtype: Floating type of the hidden states.
+
+    Raises:
+        UsageError: The attention takes no mask of its own, such as flash attention.
+    """
+    backend = attention_backend(config)
+    if not backend.takes_mask:
+        raise UsageError(
+            f"attention {backend.name!r} takes no 4-D mask, which packed questions need; "
+            "use attn_implementation='sdpa'"
+        )
+    if backend.mask == "bool":
+        return mask
+    lowest = torch.finfo(dtype).min
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, lowest)
 
 
 def shared_prefix(rows: Sequence[Row]) -> int:

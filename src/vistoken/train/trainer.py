@@ -25,6 +25,7 @@ from vistoken.train.alignment import NameSpace, PatchTokens, patch_tokens, score
 from vistoken.train.config import StageConfig
 from vistoken.train.groups import is_lora, optimizer_groups
 from vistoken.train.metrics import JsonLines, Meter, Progress
+from vistoken.train.packing import decoder_mask
 from vistoken.train.samples import Items, Pictures, SceneCollator, ScenePicture
 
 if TYPE_CHECKING:
@@ -146,12 +147,16 @@ class VistokenTrainer(Trainer):
     def _question_loss(self, inputs: dict[str, Any], divisor: Tensor | int | None) -> Tensor:
         batch = inputs["batch"]
         core = self.model.model
-        device = core.get_input_embeddings().weight.device
+        table = core.get_input_embeddings().weight
+        device = table.device
+        mask = decoder_mask(
+            batch.attention_mask.to(device), core.language_model.config, table.dtype
+        )
         features = self._features(inputs["pictures"])
         outputs = core(
             input_ids=batch.input_ids.to(device),
             position_ids=batch.position_ids.to(device),
-            attention_mask=batch.attention_mask.to(device),
+            attention_mask=mask,
             mm_encoder_outputs=None if features is None else {"image": features},
             use_cache=False,
         )
