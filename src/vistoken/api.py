@@ -14,14 +14,15 @@ import vistoken.models  # noqa: F401 - registers the Auto classes
 from vistoken.convert.nano_parts import ensure_nano_parts
 from vistoken.convert.resolve import resolve_model
 from vistoken.core.errors import UsageError, WeightsError
-from vistoken.models.build import RANDOM, build
-from vistoken.models.checkpoint import is_light, merge_adapter, read_references
+from vistoken.models.build import build
+from vistoken.models.checkpoint import is_light, merge_adapter
 from vistoken.models.device import choose_device, choose_dtype
 from vistoken.models.images import open_image
 from vistoken.models.modeling import VistokenForConditionalGeneration
 from vistoken.models.processing import VistokenProcessor
 from vistoken.models.quantize import quantize_language_model
 from vistoken.models.recipe import Recipe, load_recipe, recipe_names
+from vistoken.models.references import is_random, read_references
 
 Quantization = Literal["int8", "nf4"]
 
@@ -92,7 +93,7 @@ def _load_recipe(recipe: Recipe, dtype: torch.dtype) -> tuple[Any, Any]:
         if trained.is_dir() and is_light(trained):
             return _load_directory(trained, dtype)
     sources = [recipe.language_model.source, *(tower.source for tower in recipe.towers)]
-    if all(source == RANDOM for source in sources):
+    if all(is_random(source) for source in sources):
         return build(recipe, dtype)
     raise UsageError(
         f"recipe {recipe.name!r} has no trained weights in this package; train it with "
@@ -101,7 +102,9 @@ def _load_recipe(recipe: Recipe, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def _load_directory(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    if is_light(directory) and any(r.source.startswith("nano:") for r in read_references(directory)):
+    if is_light(directory) and any(
+        r.source.startswith("nano:") for r in read_references(directory)
+    ):
         ensure_nano_parts(None)
     model = VistokenForConditionalGeneration.from_pretrained(directory, dtype=dtype)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +34,11 @@ def published(monkeypatch):
     part_table.cache_clear()
 
 
-@pytest.mark.parametrize("entry", sorted(part_table().values(), key=lambda e: (e.kind, e.name)), ids=lambda e: f"{e.kind}-{e.name}")
+@pytest.mark.parametrize(
+    "entry",
+    sorted(part_table().values(), key=lambda e: (e.kind, e.name)),
+    ids=lambda e: f"{e.kind}-{e.name}",
+)
 def test_every_registered_part_loads_and_declares_itself(entry):
     part = load_part(entry.kind, entry.name)
     assert entry.summary, "vistoken list shows this line"
@@ -91,5 +96,5 @@ def test_core_needs_torch_only():
     names = ["tables", "parts", "registry", "errors"]
     sources = [importlib.import_module(f"vistoken.core.{name}").__file__ for name in names]
     for source in sources:
-        text = open(source, encoding="utf-8").read()
+        text = Path(source).read_text(encoding="utf-8")
         assert "transformers" not in "\n".join(x for x in text.splitlines() if "import" in x)

@@ -21,7 +21,8 @@ from vistoken.core.tables import (
 
 def test_defaults_and_given_columns():
     table = TOKEN.make(3, kind=TokenKind.SPATIAL, level=torch.arange(3))
-    assert table.dtype == torch.int64 and table.shape == (3, TOKEN.width)
+    assert table.dtype == torch.int64
+    assert table.shape == (3, TOKEN.width)
     assert TOKEN.get(table, "kind").tolist() == [TokenKind.SPATIAL] * 3
     assert TOKEN.get(table, "level").tolist() == [0, 1, 2]
     assert TOKEN.get(table, "t0").tolist() == [-1.0] * 3
@@ -57,8 +58,15 @@ def test_media_are_cut_where_the_index_is_zero():
 def test_rectangles_go_to_original_pixels(scale_y, shift_y, scale_x, shift_x):
     view = VIEW.make(1, scale_y=scale_y, shift_y=shift_y, scale_x=scale_x, shift_x=shift_x)
     box = to_original(view, torch.tensor([[1.0, 2.0, 30.0, 40.0]]))[0]
-    expected = [scale_y + shift_y, 2 * scale_x + shift_x, 30 * scale_y + shift_y, 40 * scale_x + shift_x]
-    torch.testing.assert_close(box, torch.tensor(expected, dtype=torch.float64), atol=1e-3, rtol=1e-4)
+    expected = [
+        scale_y + shift_y,
+        2 * scale_x + shift_x,
+        30 * scale_y + shift_y,
+        40 * scale_x + shift_x,
+    ]
+    torch.testing.assert_close(
+        box, torch.tensor(expected, dtype=torch.float64), atol=1e-3, rtol=1e-4
+    )
     again = rectangles(set_rectangles(TOKEN.make(1), box[None]))[0]
     torch.testing.assert_close(again, box, atol=1 / PIXEL_SCALE, rtol=0)
 
@@ -72,4 +80,6 @@ def test_a_foreign_table_is_refused():
 
 def test_rows_read_as_dictionaries():
     (row,) = TOKEN.rows(TOKEN.make(1, kind=TokenKind.VISUAL, top=1.5))
-    assert row["kind"] == TokenKind.VISUAL and row["top"] == 1.5 and set(row) == set(TOKEN.columns)
+    assert row["kind"] == TokenKind.VISUAL
+    assert row["top"] == 1.5
+    assert set(row) == set(TOKEN.columns)

@@ -39,7 +39,8 @@ def prompts(processor, *image_counts: int) -> list[str]:
             [
                 {
                     "role": "user",
-                    "content": [{"type": "image"}] * count + [{"type": "text", "text": "What?" * (count + 1)}],
+                    "content": [{"type": "image"}] * count
+                    + [{"type": "text", "text": "What?" * (count + 1)}],
                 }
             ],
             add_generation_prompt=True,
@@ -89,7 +90,10 @@ def test_equals_transformers_llava_with_the_same_weights():
         model = VistokenForConditionalGeneration(config).eval()
         state = dict(reference.state_dict())
         if chain != ["mlp"]:
-            old, new = "model.multi_modal_projector.", "model.multi_modal_projector.llava-sp.patch_projector."
+            old, new = (
+                "model.multi_modal_projector.",
+                "model.multi_modal_projector.llava-sp.patch_projector.",
+            )
             state = {k.replace(old, new): v for k, v in state.items()}
         model.load_state_dict(state)
         ids = torch.randint(0, 90, (2, 24))
@@ -131,7 +135,9 @@ def test_the_batch_token_map_says_what_every_position_holds(pico, picture):
     assert (visual == (ids == processor.image_token_id)).all()
     media = TOKEN.get(table, "media")[1]
     assert media[visual[1]].unique().tolist() == [0, 1]
-    predicted = torch.cat([processor.image_processor.token_map(40 + 8 * i, 56 - 4 * i) for i in (0, 1)])
+    predicted = torch.cat(
+        [processor.image_processor.token_map(40 + 8 * i, 56 - 4 * i) for i in (0, 1)]
+    )
     rows = table[1][visual[1]]
     assert torch.equal(TOKEN.set(rows, media=0), TOKEN.set(predicted, media=0))
 
@@ -199,13 +205,18 @@ def test_a_forced_loop_equals_the_stock_model(pico, picture):
     config.decoder_config = {"mechanisms": ["no-op"]}
     forced = VistokenForConditionalGeneration(config).eval()
     forced.load_state_dict(model.state_dict())
-    assert len(forced.model.stack) == 1 and len(model.model.stack) == 0
+    assert len(forced.model.stack) == 1
+    assert len(model.model.stack) == 0
     batch = inputs_for(processor, picture, 0, 1, 2)
     with torch.no_grad():
-        torch.testing.assert_close(forced(**batch).logits, model(**batch).logits, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            forced(**batch).logits, model(**batch).logits, atol=1e-6, rtol=1e-6
+        )
     for options in ({}, {"num_beams": 3}):
         ours = forced.generate(**batch, max_new_tokens=5, do_sample=False, **options)
-        assert torch.equal(ours, model.generate(**batch, max_new_tokens=5, do_sample=False, **options))
+        assert torch.equal(
+            ours, model.generate(**batch, max_new_tokens=5, do_sample=False, **options)
+        )
 
 
 def test_full_checkpoints_round_trip_through_the_auto_classes(pico, picture, tmp_path):
@@ -251,7 +262,13 @@ def test_pipeline_answers(pico, picture):
     model, processor = pico
     ask = pipeline("image-text-to-text", model=model, processor=processor)
     messages = [
-        {"role": "user", "content": [{"type": "image", "image": picture(40, 40)}, {"type": "text", "text": "What?"}]}
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": picture(40, 40)},
+                {"type": "text", "text": "What?"},
+            ],
+        }
     ]
     answer = ask(text=messages, max_new_tokens=3, return_full_text=False)
     assert isinstance(answer[0]["generated_text"], str)
@@ -261,7 +278,9 @@ def test_push_to_hub_into_a_local_directory_is_a_plain_save(pico, tmp_path):
     model, processor = pico
     model.save_pretrained(tmp_path, push_to_hub=False)
     processor.save_pretrained(tmp_path, push_to_hub=False)
-    assert {"config.json", "model.safetensors", "processor_config.json"} <= {p.name for p in tmp_path.iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
 
 
 @pytest.mark.slow
@@ -308,7 +327,8 @@ TOWERS = {
     "siglip": {"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64,
                "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8},
     "siglip2": {"model_type": "siglip2_vision_model", "hidden_size": 32, "intermediate_size": 64,
-                "num_hidden_layers": 2, "num_attention_heads": 4, "num_patches": 16, "patch_size": 8},
+                "num_hidden_layers": 2, "num_attention_heads": 4, "num_patches": 16,
+                "patch_size": 8},
     "dinov2": {"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 2,
                "num_attention_heads": 4, "image_size": 48, "patch_size": 8},
     "registers": {"model_type": "dinov2_with_registers", "hidden_size": 32, "num_hidden_layers": 2,
@@ -339,7 +359,8 @@ def test_two_towers_of_different_sizes_share_one_grid(picture):
     values["connector"] = ["concat-grid", "mlp", {"part": "pool", "options": {"grid": [2, 2]}}]
     model, processor = build(parse_recipe(values, "two"))
     batch = inputs_for(processor, picture, 1, 2)
-    assert isinstance(batch["pixel_values"], list) and len(batch["pixel_values"]) == 6
+    assert isinstance(batch["pixel_values"], list)
+    assert len(batch["pixel_values"]) == 6
     features = model.get_image_features(batch["pixel_values"], batch["view_table"])
     assert [len(tokens) for tokens in features.pooler_output] == [4, 4, 4]
     answer = model.generate(**batch, max_new_tokens=3, num_beams=2)

@@ -107,15 +107,21 @@ def test_tokens_come_out_where_the_map_says(views, layout, pool):
         visual = TOKEN.get(arrangement.token_map, "kind") == TokenKind.VISUAL
         top, left, bottom, right = rectangles(arrangement.token_map)[visual].unbind(-1)
         middle = torch.stack([(top + bottom) / 2, (left + right) / 2], -1)
-        torch.testing.assert_close(tokens[visual].double(), middle, atol=0.02 * max(size), rtol=1e-3)
+        torch.testing.assert_close(
+            tokens[visual].double(), middle, atol=0.02 * max(size), rtol=1e-3
+        )
         views_of = TOKEN.get(arrangement.token_map, "view")[visual]
         rows, cols = (TOKEN.get(arrangement.token_map, c)[visual] for c in ("row", "col"))
         side = 2 if pool else 4
         for view in views_of.unique().tolist():  # rows and columns grow with the coordinates
             mine = views_of == view
-            assert rows[mine].unique().numel() <= side and cols[mine].unique().numel() <= side
+            assert rows[mine].unique().numel() <= side
+            assert cols[mine].unique().numel() <= side
             y, x = middle[mine].unbind(-1)
-            assert torch.equal(torch.argsort(rows[mine] * 100 + cols[mine]), torch.argsort(y * 1e6 + x, stable=True))
+            assert torch.equal(
+                torch.argsort(rows[mine] * 100 + cols[mine]),
+                torch.argsort(y * 1e6 + x, stable=True),
+            )
 
     check()
 

@@ -28,14 +28,9 @@ def merge(
 
     from vistoken.cli.sources import read_processor
     from vistoken.models import VistokenForConditionalGeneration
-    from vistoken.models.checkpoint import (
-        ADAPTER,
-        is_light,
-        merge_adapter,
-        read_references,
-        save_full,
-    )
+    from vistoken.models.checkpoint import ADAPTER, is_light, merge_adapter, save_full
     from vistoken.models.device import choose_dtype
+    from vistoken.models.references import read_references
 
     if not is_light(directory):
         raise UsageError(f"{directory} is not a light checkpoint (it has no references.json)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,16 +25,10 @@ from vistoken.convert.release import ReleaseKind, read_json, read_release
 from vistoken.convert.report import ConversionReport
 from vistoken.convert.tokenizers import IMAGE_TOKEN, has_tokenizer, read_tokenizer
 from vistoken.core.errors import UsageError, WeightsError
-from vistoken.models.checkpoint import (
-    ADAPTER,
-    REFERENCES,
-    WEIGHTS,
-    Reference,
-    atomic_directory,
-    digest_of,
-)
+from vistoken.models.checkpoint import ADAPTER, WEIGHTS, atomic_directory
 from vistoken.models.image_processing import VistokenImageProcessor
 from vistoken.models.processing import VistokenProcessor
+from vistoken.models.references import Reference, write_references
 from vistoken.models.templates import load_template
 
 logger = logging.getLogger(__name__)
@@ -150,24 +143,12 @@ def _write_light(
     own = {name: tensor.contiguous() for name, tensor in plan.ledger.state().items()}
     save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
     references = [
-        _reference(f"vision_tower.{plan.tower_name}", plan.tower, "model.vision_tower.", parts),
-        _reference("language_model", plan.base, "model.language_model.", parts),
+        Reference.to(f"vision_tower.{plan.tower_name}", str(plan.tower)),
+        Reference.to("language_model", str(plan.base)),
     ]
-    text = json.dumps([vars(reference) for reference in references], indent=1)
-    (folder / REFERENCES).write_text(text + "\n", encoding="utf-8")
+    write_references(folder, references)
     if plan.adapter is not None:
         plan.adapter.save(plan.release.adapter, folder / ADAPTER)
-
-
-def _reference(
-    part: str, source: Path | None, prefix: str, parts: Mapping[str, Tensor]
-) -> Reference:
-    state = {
-        name.removeprefix(prefix): _with_image_row(name, tensor)
-        for name, tensor in parts.items()
-        if name.startswith(prefix)
-    }
-    return Reference(part, str(source), digest_of(state))
 
 
 def _refuse_light(plan: OfficialPlan) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -206,7 +207,7 @@ def split_media(view_table: Tensor) -> list[Tensor]:
     if not starts or starts[0] != 0:
         raise ValueError("view_table must open with a row of index 0")
     bounds = [*starts, len(view_table)]
-    return [view_table[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [view_table[a:b] for a, b in pairwise(bounds)]
 
 
 def to_original(view_table: Tensor, boxes: Tensor) -> Tensor:

@@ -28,7 +28,5 @@ AutoConfig.register("vistoken", VistokenConfig)
 AutoConfig.register("vistoken_vision", VistokenVisionConfig)
 AutoModel.register(VistokenConfig, VistokenModel)
 AutoModelForImageTextToText.register(VistokenConfig, VistokenForConditionalGeneration)
-AutoImageProcessor.register(
-    VistokenConfig, image_processor_classes={"pil": VistokenImageProcessor}
-)
+AutoImageProcessor.register(VistokenConfig, image_processor_classes={"pil": VistokenImageProcessor})
 AutoProcessor.register(VistokenConfig, VistokenProcessor)

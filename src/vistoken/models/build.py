@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,25 +13,26 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from vistoken.core.errors import WeightsError
-from vistoken.models.cache_dir import cache_dir
-from vistoken.models.checkpoint import (
-    ADAPTER,
-    WEIGHTS,
-    Reference,
-    digest_of,
-    load_adapter,
-    load_own_state,
-    read_references,
-)
+from vistoken.models.checkpoint import ADAPTER, WEIGHTS, load_adapter, load_own_state
 from vistoken.models.configuration import VistokenConfig, config_from_dict
 from vistoken.models.image_processing import VistokenImageProcessor
 from vistoken.models.modeling import VistokenForConditionalGeneration
 from vistoken.models.processing import VistokenProcessor
 from vistoken.models.recipe import Recipe
+from vistoken.models.references import (
+    Reference,
+    is_random,
+    locate,
+    random_seed,
+    read_references,
+    seeded,
+)
 from vistoken.models.templates import load_template
 
-RANDOM = "random"
-IMAGE_TOKEN = "<image>"  # noqa: S105 - a placeholder, not a secret
+LOADING_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError)
+"""What transformers raises for weights that are absent, damaged, unsafe or do not fit."""
+
+IMAGE_TOKEN = "<image>"
 
 
 def build(
@@ -50,7 +50,7 @@ def build(
     Raises:
         WeightsError: A source is missing or does not fit.
     """
-    with _seeded(recipe.seed):
+    with seeded(recipe.seed):
         language_model = load_language_model(
             recipe.language_model.source, recipe.language_model.config, dtype
         )
@@ -81,16 +81,11 @@ def make_processor(recipe: Recipe, config: VistokenConfig) -> VistokenProcessor:
     )
 
 
-def references_of(model: VistokenForConditionalGeneration, recipe: Recipe) -> list[Reference]:
-    """References (with digests) of a freshly built recipe's towers and language model."""
-    towers = zip(recipe.towers, model.model.towers(), strict=True)
+def references_of(recipe: Recipe) -> list[Reference]:
+    """References to a recipe's towers and language model, as its light checkpoint stores them."""
     return [
-        *(Reference(f"vision_tower.{r.name}", r.source, digest_of(m.state_dict())) for r, m in towers),
-        Reference(
-            "language_model",
-            recipe.language_model.source,
-            digest_of(model.model.language_model.state_dict()),
-        ),
+        *(Reference.to(f"vision_tower.{t.name}", t.source, recipe.seed) for t in recipe.towers),
+        Reference.to("language_model", recipe.language_model.source, recipe.seed),
     ]
 
 
@@ -107,20 +102,25 @@ def load_light(
     missing = {"language_model", *(f"vision_tower.{name}" for name in names)} - set(references)
     if missing:
         raise WeightsError(f"{directory}/references.json lacks {', '.join(sorted(missing))}")
+    for reference in references.values():
+        reference.verify()
     text_config = config.text_config.to_dict()
     text_config["vocab_size"] = config.image_token_id
-    language_model = load_language_model(references["language_model"].source, text_config, dtype)
     sources = [references[f"vision_tower.{name}"].source for name in names]
-    model = _assemble(config, language_model, sources, dtype)
+    with seeded(random_seed(list(references.values()))):
+        language_model = load_language_model(
+            references["language_model"].source, text_config, dtype
+        )
+        model = _assemble(config, language_model, sources, dtype)
     load_own_state(model, directory / WEIGHTS)
     if (directory / ADAPTER).is_dir():
         load_adapter(model, directory / ADAPTER)
     return model.eval()
 
 
-def load_language_model(source: str, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+def load_language_model(source: str, config: dict[str, Any], dtype: torch.dtype) -> Any:
     """A causal language model from a source, or with random weights (``random``)."""
-    if source == RANDOM:
+    if is_random(source):
         text_config = config_from_dict(config, "language_model")
         return AutoModelForCausalLM.from_config(text_config, dtype=dtype)
     return _from_pretrained(AutoModelForCausalLM, source, None, dtype)
@@ -136,25 +136,8 @@ def load_tokenizer(source: str) -> Any:
     return AutoTokenizer.from_pretrained(locate(source))
 
 
-def locate(source: str) -> str:
-    """Turn a source into what ``from_pretrained`` takes: ``nano:<part>``, a path or a hub id.
-
-    Raises:
-        WeightsError: A nano part was not fetched yet.
-    """
-    if not source.startswith("nano:"):
-        return source
-    path = cache_dir() / "nano" / source.removeprefix("nano:")
-    if not path.is_dir():
-        raise WeightsError(
-            f"the embedded weights {source.removeprefix('nano:')!r} are not here yet; "
-            "fetch them once with: vistoken data fetch nano"
-        )
-    return str(path)
-
-
 def _assemble(
-    config: VistokenConfig, language_model: nn.Module, sources: list[str], dtype: torch.dtype
+    config: VistokenConfig, language_model: Any, sources: list[str], dtype: torch.dtype
 ) -> VistokenForConditionalGeneration:
     text_config = config.text_config
     with torch.device("meta"):
@@ -179,7 +162,7 @@ def _assemble(
     return model.eval()
 
 
-def append_image_row(language_model: nn.Module, vocab_size: int) -> None:
+def append_image_row(language_model: Any, vocab_size: int) -> None:
     """Grow a language model's vocabulary by zero rows (the image token is never trained)."""
     old = language_model.config.vocab_size
     language_model.resize_token_embeddings(vocab_size, mean_resizing=False)
@@ -190,7 +173,7 @@ def append_image_row(language_model: nn.Module, vocab_size: int) -> None:
 
 def load_tower(config: PreTrainedConfig, source: str, dtype: torch.dtype) -> nn.Module:
     """A vision tower from a source, or with random weights (``random``)."""
-    if source == RANDOM:
+    if is_random(source):
         return AutoModel.from_config(config, dtype=dtype)
     with torch.device("meta"):
         tower_class = type(AutoModel.from_config(config))
@@ -205,7 +188,7 @@ def _from_pretrained(
         model, report = loader.from_pretrained(
             locate(source), dtype=dtype, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         first = str(error).strip().splitlines()[0]
         raise WeightsError(f"weights {source!r} cannot be loaded: {first}") from error
     missing = sorted(report["missing_keys"])
@@ -215,10 +198,3 @@ def _from_pretrained(
             f"the first is {missing[0]}"
         )
     return model
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

@@ -9,12 +9,10 @@ a directory is complete or absent.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +22,16 @@ from torch import Tensor
 
 from vistoken.core.errors import UsageError, WeightsError
 from vistoken.models.modeling import VistokenForConditionalGeneration
+from vistoken.models.references import REFERENCES, Reference, write_references
 
-REFERENCES = "references.json"
 ADAPTER = "adapter"
 WEIGHTS = "model.safetensors"
 _REFERENCED = ("model.vision_tower.", "model.language_model.", "lm_head.")
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Where a frozen part comes from.
-
-    Args:
-        part: ``vision_tower``, ``vision_tower.<name>`` or ``language_model``.
-        source: ``nano:<part>``, a directory, or a hub id.
-        digest: sha256 over the names, shapes and bytes of its weights.
-    """
-
-    part: str
-    source: str
-    digest: str
-
-
 def is_light(directory: Path) -> bool:
     """Whether a directory is a light checkpoint."""
     return (directory / REFERENCES).is_file()
-
-
-def read_references(directory: Path) -> list[Reference]:
-    """References of a light checkpoint."""
-    path = directory / REFERENCES
-    try:
-        return [Reference(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}); save the checkpoint again") from error
 
 
 def own_state(model: VistokenForConditionalGeneration) -> dict[str, Tensor]:
@@ -167,8 +141,7 @@ def save_light(
         processor.save_pretrained(directory)
         state = {n: _cast(t, dtype).contiguous() for n, t in own_state(model).items()}
         save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
-        entries = [asdict(reference) for reference in references]
-        (directory / REFERENCES).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+        write_references(directory, references)
         if getattr(model, "peft_config", None):
             save_adapter(model, directory / ADAPTER, dtype)
 

@@ -26,7 +26,7 @@ class VistokenVisionConfig(PreTrainedConfig):
 
     model_type = "vistoken_vision"
 
-    towers: list[dict] | None = None
+    towers: list[dict[str, Any]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.towers = self.towers or []
@@ -62,16 +62,18 @@ class VistokenConfig(PreTrainedConfig):
     """
 
     model_type = "vistoken"
+    has_no_defaults_at_init = True
     sub_configs: ClassVar[dict[str, type]] = {
         "vision_config": VistokenVisionConfig,
         "text_config": AutoConfig,
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    connector_config: list[dict] | None = None
-    layout_config: dict | None = None
-    decoder_config: dict | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    # Sub-configs arrive as objects or dictionaries and are objects after __post_init__.
+    vision_config: Any = None
+    connector_config: list[Any] | None = None
+    layout_config: Any = None
+    decoder_config: Any = None
+    text_config: Any = None
     image_token_id: int = 32000
     tie_word_embeddings: bool = False
 
@@ -89,8 +91,6 @@ class VistokenConfig(PreTrainedConfig):
 
     def pipeline(self) -> PipelineSpec:
         """The token-relevant part of this config (views live with the processor)."""
-        assert isinstance(self.vision_config, VistokenVisionConfig)
-        assert isinstance(self.text_config, PreTrainedConfig)
         return PipelineSpec(
             towers=self.vision_config.specs(),
             connector=tuple(PartSpec.read(s, "connector") for s in self.connector_config or []),

@@ -120,7 +120,7 @@ def anchor_partners(view_table: Tensor, towers: int) -> dict[int, list[int]]:
 
 
 def hidden_states(tower: nn.Module, pixels: Tensor) -> tuple[Tensor, ...]:
-    """Every hidden state of a tower for pixels (B, 3, H, W): tokens (B, N, C) or maps (B, C, h, w)."""
+    """Hidden states of a tower for pixels (B, 3, H, W): tokens (B, N, C) or maps (B, C, h, w)."""
     config: Any = tower.config
     if config.model_type == "siglip2_vision_model":
         return _naflex_hidden_states(tower, pixels, config.patch_size)

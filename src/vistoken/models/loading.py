@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from vistoken.core.errors import UsageError, WeightsError
-from vistoken.models.build import load_light
+from vistoken.models.build import LOADING_ERRORS, load_light
 from vistoken.models.checkpoint import is_light
 from vistoken.models.configuration import VistokenConfig
+
+_HARMLESS = (
+    "adapter_kwargs",
+    "local_files_only",
+    "low_cpu_mem_usage",
+    "revision",
+    "trust_remote_code",
+)
+"""Options that transformers always passes on, and that change nothing for a local directory."""
 
 
 def load_strictly(
@@ -36,7 +44,7 @@ def load_strictly(
     wants_report = kwargs.pop("output_loading_info", False)
     try:
         model, report = load(source, *args, output_loading_info=True, **kwargs)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         first = str(error).strip().splitlines()[0]
         raise WeightsError(f"checkpoint {source} cannot be loaded: {first}") from error
     problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]
@@ -52,7 +60,7 @@ def load_strictly(
 def _load_light(directory: Path, kwargs: dict[str, Any]) -> Any:
     dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
     config = kwargs.pop("config", None) or VistokenConfig.from_pretrained(directory)
-    for harmless in ("trust_remote_code", "low_cpu_mem_usage", "local_files_only", "revision"):
+    for harmless in _HARMLESS:
         kwargs.pop(harmless, None)
     if kwargs.pop("device_map", None) is not None or kwargs:
         named = ", ".join(kwargs) or "device_map"

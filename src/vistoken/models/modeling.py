@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -161,7 +161,7 @@ class VistokenModel(VistokenPreTrainedModel):
             rows.append(self.layout(predicted.order, tokens))
             maps.append(TOKEN.set(predicted.token_map, media=number))
         side = {
-            name: [values[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+            name: [values[a:b] for a, b in pairwise(bounds)]
             for name, values in state.side.items()
         }
         return ImageFeatures(pooler_output=rows, token_map=maps, side=side)
@@ -402,7 +402,10 @@ class VistokenForConditionalGeneration(VistokenPreTrainedModel, GenerationMixin)
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.text_config.vocab_size,
+                **kwargs,
             )
         return VistokenCausalLMOutput(
             loss=loss,

@@ -45,7 +45,12 @@ class VistokenProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(
-        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+        self,
+        images: Any = None,
+        text: Any = None,
+        videos: Any = None,
+        audio: Any = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Prepare prompts and pictures.
 
@@ -60,7 +65,9 @@ class VistokenProcessor(ProcessorMixin):
             DataError: Marks and pictures do not match, or an empty prompt.
         """
         if videos is not None or audio is not None:
-            raise UsageError("this processor takes text and images; video and audio have no part yet")
+            raise UsageError(
+                "this processor takes text and images; video and audio have no part yet"
+            )
         pictures = [] if images is None else flatten(images)
         prompts = [text] if isinstance(text, str) else list(text or [])
         if any(isinstance(prompt, str) and not prompt.strip() for prompt in prompts):

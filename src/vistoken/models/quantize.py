@@ -34,9 +34,7 @@ def _to_int8(module: nn.Module) -> None:
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
-        raise MachineError(
-            "int8 weights need torchao: pip install 'vistoken[quant]'"
-        ) from error
+        raise MachineError("int8 weights need torchao: pip install 'vistoken[quant]'") from error
     quantize_(module, Int8WeightOnlyConfig())
 
 

@@ -99,7 +99,9 @@ class Recipe(_Strict):
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = resources.files("vistoken") / "recipes"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -115,14 +117,20 @@ def load_recipe(name: str | Path) -> Recipe:
         text = path.read_text(encoding="utf-8")
     else:
         if str(name) not in recipe_names():
-            raise UsageError(f"unknown recipe {str(name)!r}: " + did_you_mean(str(name), recipe_names()))
-        text = (resources.files("vistoken") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+            raise UsageError(
+                f"unknown recipe {str(name)!r}: " + did_you_mean(str(name), recipe_names())
+            )
+        text = (resources.files("vistoken") / "recipes" / f"{name}.yaml").read_text(
+            encoding="utf-8"
+        )
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"recipe {name} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"recipe {name} must be a mapping of fields, see the recipes in the package")
+        raise UsageError(
+            f"recipe {name} must be a mapping of fields, see the recipes in the package"
+        )
     return parse_recipe(values, str(name))
 
 

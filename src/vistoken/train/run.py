@@ -18,13 +18,14 @@ import yaml
 
 from vistoken.core.errors import UsageError, WeightsError
 from vistoken.models.build import build, references_of
-from vistoken.models.checkpoint import Reference, read_references, save_light
+from vistoken.models.checkpoint import save_light
 from vistoken.models.modeling import VistokenForConditionalGeneration
 from vistoken.models.processing import VistokenProcessor
 from vistoken.models.recipe import load_recipe
+from vistoken.models.references import Reference, read_references
 from vistoken.models.templates import load_template
 from vistoken.train.alignment import NameSpace, scenes_file, vocabulary
-from vistoken.train.cache import FeatureCache, fast_compute
+from vistoken.train.cache import Compute, FeatureCache, fast_compute
 from vistoken.train.config import RunConfig, StageConfig, dump_config
 from vistoken.train.groups import GroupRow, apply_groups, format_table
 from vistoken.train.samples import (
@@ -108,7 +109,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         if self.config.cache is not None:
-            compute = "bfloat16" if self.bf16 else "float32"
+            compute: Compute = "bfloat16" if self.bf16 else "float32"
             self.cache = FeatureCache(self.config.cache, self.model, self.processor, compute)
             self.encode = CachedEncoder(self.cache)
         else:
@@ -279,7 +280,7 @@ def _open(config: RunConfig) -> _Run:
     else:
         recipe = load_recipe(config.recipe)
         model, processor = build(recipe)
-        references = references_of(model, recipe)
+        references = references_of(recipe)
     if bf16:
         # frozen weights are stored in the type they are used in: autocast would cast them anew
         model.model.language_model.to(torch.bfloat16)

@@ -29,5 +29,7 @@ def build_stack(
         spec = PartSpec.read(value, "mechanism")
         part = load_part("mechanism", spec.part)
         where = f"mechanism {spec.part!r}"
-        mechanisms.append(part(make_config(part.config_class, dict(spec.options), where), text_config))
+        mechanisms.append(
+            part(make_config(part.config_class, dict(spec.options), where), text_config)
+        )
     return MechanismStack(mechanisms)

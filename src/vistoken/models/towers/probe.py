@@ -13,7 +13,7 @@ from vistoken.models.encoder import FeatureLayer, hidden_states
 
 @dataclass(frozen=True)
 class TowerProbe:
-    """Geometry of a tower's selected features: pixels per cell, channels, tokens before the grid."""
+    """Geometry of selected features: pixels per cell, channels, tokens before the grid."""
 
     stride: int
     width: int
