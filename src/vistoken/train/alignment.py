@@ -150,7 +150,8 @@ class NameSpace:
         self.words = list(words)
         self.temperature = temperature
         self._index = {word: number for number, word in enumerate(self.words)}
-        table = model.get_input_embeddings().weight.detach()
+        embedding: Any = model.get_input_embeddings()
+        table: Tensor = embedding.weight.detach()
         means = []
         for word in self.words:
             ids = tokenizer(" " + word, add_special_tokens=False)["input_ids"]

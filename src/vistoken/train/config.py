@@ -29,9 +29,9 @@ class LoraConfigFields(_Strict):
         targets: Names of the linear layers; all of them when None.
     """
 
-    r: int = Field(32, ge=1)
-    alpha: float = Field(64, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    r: int = Field(default=32, ge=1)
+    alpha: float = Field(default=64, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] | None = None
 
 
@@ -46,8 +46,8 @@ class GroupConfig(_Strict):
     """
 
     train: Literal["frozen", "full", "lora"] = "frozen"
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     lora: LoraConfigFields = LoraConfigFields()
 
 
@@ -87,28 +87,28 @@ class StageConfig(_Strict):
     objective: Literal["next-token", "name-alignment"] = "next-token"
     needs: str | None = None
     template: str | None = None
-    data: tuple[Path, ...] | None = Field(None, min_length=1)
+    data: tuple[Path, ...] | None = Field(default=None, min_length=1)
     image_root: Path | None = None
     groups: dict[GroupName, GroupConfig]
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    minutes: float | None = Field(None, gt=0)
-    images_per_step: int = Field(1, ge=1)
-    accumulate: int = Field(1, ge=1)
-    questions_per_image: int = Field(10, ge=1)
-    max_length: int = Field(2048, ge=8)
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+    images_per_step: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    questions_per_image: int = Field(default=10, ge=1)
+    max_length: int = Field(default=2048, ge=8)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(0.03, ge=0, lt=1)
-    clip: float = Field(1.0, ge=0)
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    clip: float = Field(default=1.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     checkpointing: bool = False
-    temperature: float = Field(0.05, gt=0)
-    log_every: int = Field(10, ge=1)
-    save_every: int = Field(500, ge=1)
-    keep: int = Field(2, ge=1)
-    retrieval_every: int = Field(0, ge=0)
-    retrieval_images: int = Field(32, ge=1)
+    temperature: float = Field(default=0.05, gt=0)
+    log_every: int = Field(default=10, ge=1)
+    save_every: int = Field(default=500, ge=1)
+    keep: int = Field(default=2, ge=1)
+    retrieval_every: int = Field(default=0, ge=0)
+    retrieval_images: int = Field(default=32, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> StageConfig:
@@ -150,7 +150,7 @@ class RunConfig(_Strict):
     validation: tuple[Path, ...] = ()
     image_root: Path | None = None
     output: Path
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     init: Path | None = None
     cache: Path | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -307,5 +307,9 @@ def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel] | None:
     if len(loc) == 1:
         return RunConfig
     if loc[0] == "stages":
-        return {3: StageConfig, 5: GroupConfig, 6: LoraConfigFields}.get(len(loc))
+        if len(loc) == 3:
+            return StageConfig
+        if len(loc) == 5:
+            return GroupConfig
+        return LoraConfigFields if len(loc) > 5 else None
     return None

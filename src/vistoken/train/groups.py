@@ -199,7 +199,7 @@ def inject_lora(model: VistokenForConditionalGeneration, config: LoraConfigField
     model.add_adapter(
         LoraConfig(
             r=config.r,
-            lora_alpha=config.alpha,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number works
             lora_dropout=config.dropout,
             target_modules=pattern,
             bias="none",

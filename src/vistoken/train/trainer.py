@@ -51,6 +51,9 @@ class VistokenTrainer(Trainer):
         probe_collate: Makes a batch of them.
     """
 
+    optimizer: Any
+    lr_scheduler: Any
+
     def __init__(
         self,
         model: VistokenForConditionalGeneration,
