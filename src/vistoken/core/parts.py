@@ -192,6 +192,14 @@ class ConnectorStage(nn.Module, ABC):
         """Predict what this stage makes of each anchor view's tokens; pure."""
         return maps
 
+    def spatial_modules(self) -> list[nn.Module]:
+        """Modules that make tokens of their own rather than project patches (a training group)."""
+        return []
+
+    def channel_statistics(self) -> tuple[Tensor, Tensor] | None:
+        """Buffers (mean, std), each (width,), that training data set for this stage's output."""
+        return None
+
     @abstractmethod
     def forward(self, state: ConnectorState) -> ConnectorState:
         """Transform the state; must produce exactly the tokens that ``token_map`` predicts."""

@@ -9,9 +9,8 @@ what its first stage learns from 558 K captions where there are a few thousand p
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistoken.core.errors import DataError
-from vistoken.core.parts import ConnectorState
-from vistoken.core.tables import TOKEN, TokenKind, rectangles, split_media
-from vistoken.models.pipeline import anchor_rows
-from vistoken.systems.llava_sp.stage import LlavaSP
+from vistoken.core.tables import TOKEN, TokenKind, rectangles
 
 if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration
@@ -173,7 +169,7 @@ class NameSpace:
 
 @dataclass(frozen=True)
 class PatchTokens:
-    """The connector's patch tokens of one picture, before the layout.
+    """One picture's tokens of kind VISUAL.
 
     Attributes:
         tokens: (N, D).
@@ -189,45 +185,22 @@ def patch_tokens(
     tower_features: list[tuple[Tensor, ...]],
     view_table: Tensor,
 ) -> list[PatchTokens]:
-    """Run the connector without its spatial tokens, which have no place of their own.
+    """The connector's patch tokens of every picture: the only ones with a place of their own.
 
     Args:
-        model: Gives connector and token plan.
+        model: Gives the connector.
         tower_features: For each anchor view, one map per tower.
         view_table (Tensor): (V, K) int64, views of all pictures.
 
     Returns:
         One entry per picture.
     """
-    core = model.model
-    weight = next(core.multi_modal_projector.parameters())
-    features = [tuple(m.to(weight) for m in maps) for maps in tower_features]
-    empty = [maps[0].new_empty(0, maps[0].shape[-1]) for maps in features]
-    state = ConnectorState(view_table, anchor_rows(view_table), features)
-    with _without_spatial_tokens(model):
-        tokens = core.multi_modal_projector(state, empty).tokens
+    features = model.get_image_features(view_table=view_table, tower_features=tower_features)
     pictures = []
-    start = 0
-    for medium in split_media(view_table):
-        maps = [view_map.tokens for view_map in core.plan.view_maps(medium)]
-        token_map = torch.cat([m[TOKEN.get(m, "kind") != TokenKind.SPATIAL] for m in maps])
-        pictures.append(PatchTokens(torch.cat(tokens[start : start + len(maps)]), token_map))
-        start += len(maps)
+    for tokens, token_map in zip(features.pooler_output, features.token_map or [], strict=True):
+        visual = TOKEN.get(token_map, "kind") == TokenKind.VISUAL
+        pictures.append(PatchTokens(tokens[visual.to(tokens.device)], token_map[visual]))
     return pictures
-
-
-@contextmanager
-def _without_spatial_tokens(model: VistokenForConditionalGeneration) -> Iterator[None]:
-    """They cost more than the patch projection and say nothing about alignment."""
-    stages = [s for s in model.model.multi_modal_projector.stages if isinstance(s, LlavaSP)]
-    configs = [stage.config for stage in stages]
-    try:
-        for stage, config in zip(stages, configs, strict=True):
-            stage.config = replace(config, spatial_tokens="none")
-        yield
-    finally:
-        for stage, config in zip(stages, configs, strict=True):
-            stage.config = config
 
 
 @dataclass(frozen=True)

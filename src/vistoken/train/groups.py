@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 Named = dict[str, nn.Parameter]
 
-_PATCH_PROJECTION = "patch_projector"
-
 
 @dataclass(frozen=True)
 class GroupRow:
@@ -56,7 +54,7 @@ def part_parameters(model: VistokenForConditionalGeneration) -> dict[GroupName, 
     spatial = {
         id(parameter)
         for stage in inner.multi_modal_projector.stages
-        for module in spatial_modules(stage)
+        for module in stage.spatial_modules()
         for parameter in module.parameters()
     }
     of = {id(parameter): "vision" for parameter in inner.vision_tower.parameters()}
@@ -67,15 +65,6 @@ def part_parameters(model: VistokenForConditionalGeneration) -> dict[GroupName, 
     for name, parameter in model.named_parameters():
         parts[of.get(id(parameter), "language")][name] = parameter  # type: ignore[index]
     return parts
-
-
-def spatial_modules(stage: nn.Module) -> list[nn.Module]:
-    """What makes visual spatial tokens in a connector stage: all but the patch projection."""
-    from vistoken.systems.llava_sp.stage import LlavaSP
-
-    if not isinstance(stage, LlavaSP):
-        return []
-    return [module for name, module in stage.named_children() if name != _PATCH_PROJECTION]
 
 
 def apply_groups(model: VistokenForConditionalGeneration, stage: StageConfig) -> list[GroupRow]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from vistoken.core.parts import ConnectorState
+from vistoken.core.parts import ConnectorStage, ConnectorState
 from vistoken.models.pipeline import anchor_rows
-from vistoken.systems.llava.stages import ConcatGrid
 
 if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration
@@ -23,17 +23,20 @@ _EPS = 1e-3
 """Smallest spread: a channel that is always zero stays zero."""
 
 
-def fusing_stage(model: VistokenForConditionalGeneration) -> ConcatGrid | None:
-    """The stage whose buffers hold mean and spread, if the chain has one."""
+def fusing_stage(
+    model: VistokenForConditionalGeneration,
+) -> tuple[ConnectorStage, Tensor, Tensor] | None:
+    """The stage whose buffers hold mean and spread, with the buffers, if the chain has one."""
     for stage in model.model.multi_modal_projector.stages:
-        if isinstance(stage, ConcatGrid):
-            return stage
+        statistics = stage.channel_statistics()
+        if statistics is not None:
+            return (stage, *statistics)
     return None
 
 
-def is_standardised(stage: ConcatGrid) -> bool:
+def is_standardised(mean: Tensor, std: Tensor) -> bool:
     """Whether mean and spread were set."""
-    return bool((stage.mean != 0).any() or (stage.std != 1).any())
+    return bool((mean != 0).any() or (std != 1).any())
 
 
 @torch.no_grad()
@@ -51,10 +54,11 @@ def standardise(
         images: Some hundred training pictures.
         batch: Pictures at a time.
     """
-    stage = fusing_stage(model)
-    if stage is None or is_standardised(stage):
+    found = fusing_stage(model)
+    if found is None or is_standardised(*found[1:]):
         return
-    total = torch.zeros(stage.mean.shape, dtype=torch.float64)
+    stage, mean_buffer, std_buffer = found
+    total = torch.zeros(mean_buffer.shape, dtype=torch.float64)
     squares = torch.zeros_like(total)
     count = 0
     for start in range(0, len(images), batch):
@@ -71,6 +75,6 @@ def standardise(
             count += len(values)
     mean = total / count
     spread = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(_EPS)
-    stage.mean.copy_(mean)
-    stage.std.copy_(spread)
+    mean_buffer.copy_(mean)
+    std_buffer.copy_(spread)
     logger.info("standardised %d channels over %d pictures", len(mean), len(images))

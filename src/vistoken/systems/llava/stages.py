@@ -44,6 +44,10 @@ class ConcatGrid(ConnectorStage):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
 
+    def channel_statistics(self) -> tuple[Tensor, Tensor]:
+        """The buffers ``mean`` and ``std``."""
+        return self.mean, self.std
+
     @classmethod
     def context_after(cls, config: ConcatGridConfig, context: StageContext) -> StageContext:
         """Widths add up; the grid stays the first tower's."""

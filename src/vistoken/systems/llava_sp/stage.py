@@ -48,6 +48,10 @@ class LlavaSP(ConnectorStage):
             inner, context.text_width, bias=config.variant == "cropping"
         )
 
+    def spatial_modules(self) -> list[nn.Module]:
+        """Everything but the patch projector."""
+        return [module for module in self.children() if module is not self.patch_projector]
+
     @classmethod
     def context_after(cls, config: LlavaSPConfig, context: StageContext) -> StageContext:
         """Channels become the decoder's; scales are checked against the grid."""
