@@ -36,7 +36,7 @@ def make(
     val: Annotated[int, typer.Option(min=0, help="Scenes of held-out compositions.")] = 100,
     style: Annotated[int, typer.Option(min=0, help="The same in a held-out style.")] = 0,
     seed: Annotated[int, typer.Option(help="A scene depends on seed, split and number.")] = 0,
-    size: Annotated[int, typer.Option(min=32, help="Height and width in pixels.")] = 336,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 336,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:

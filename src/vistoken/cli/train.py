@@ -37,7 +37,8 @@ def train(
         typer.Option("--data", help="With a recipe: training file (JSONL); may be repeated."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="With a recipe: folder of the run.")
+        Path | None,
+        typer.Option("--output", "-o", help="With a recipe: folder of the run (else runs/RECIPE)."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
@@ -91,11 +92,15 @@ def _configuration(
     from vistoken.train.config import load_config, recipe_config
 
     if name in recipe_names() and not Path(name).exists():
-        values: dict[str, Any] = {}
-        if data:
-            values["data"] = [str(path) for path in data]
-        if output is not None:
-            values["output"] = str(output)
+        if not data and not any(override.startswith("data=") for override in overrides):
+            raise UsageError(
+                f"recipe {name} needs training data: add --data FILE.jsonl "
+                "('vistoken data make scenes' composes some)"
+            )
+        values: dict[str, Any] = {
+            "data": [str(path) for path in data],
+            "output": str(output or Path("runs") / name),
+        }
         return recipe_config(name, load_recipe(name).train, values, overrides)
     if data or output is not None:
         raise UsageError("--data and --output go with a recipe; a YAML file has them as fields")
