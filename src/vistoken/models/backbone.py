@@ -1,0 +1,254 @@
+"""The model without its head: vision towers -> connector -> layout -> scatter -> language model."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from vistoken.core.parts import ConnectorState
+from vistoken.core.tables import TOKEN, VIEW, split_media
+from vistoken.models.configuration import VistokenConfig
+from vistoken.models.decoder import build_stack, run_decoder
+from vistoken.models.encoder import encode_views
+from vistoken.models.outputs import ImageFeatures, VistokenModelOutput
+from vistoken.models.pipeline import TokenPlan, anchor_rows
+from vistoken.models.scatter import batch_token_map, placeholders_of_embeddings, scatter_rows
+
+
+class VistokenPreTrainedModel(PreTrainedModel):
+    """Loading, saving and capability flags shared by both model classes."""
+
+    config: VistokenConfig
+    config_class = VistokenConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules: list[str] = []
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # PyTorch's own initialisation is the released recipe for new modules
+        # (LLaVA-SP, section 4); towers and language models initialise themselves.
+        if isinstance(module, PreTrainedModel) and module is not self:
+            module._init_weights(module)
+
+
+class VistokenModel(VistokenPreTrainedModel):
+    """Vision towers, connector, layout and headless language model."""
+
+    def __init__(self, config: VistokenConfig) -> None:
+        super().__init__(config)
+        self.plan = TokenPlan(config.pipeline())
+        towers = [AutoModel.from_config(c) for c in config.vision_config.tower_configs()]
+        names = [spec.name for spec in self.plan.spec.towers]
+        self.vision_tower: nn.Module = (
+            towers[0] if len(towers) == 1 else nn.ModuleDict(dict(zip(names, towers, strict=True)))
+        )
+        self.multi_modal_projector, self.layout = self.plan.build()
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.stack = build_stack(config.decoder_config["mechanisms"], config.text_config)
+        modules = {m.name: m for m in self.stack if isinstance(m, nn.Module)}
+        if modules:
+            self.mechanisms = nn.ModuleDict(modules)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def image_embedding(self) -> Tensor:
+        """Embedding (D,) of the image placeholder."""
+        weight: Tensor = self.get_input_embeddings().weight
+        return weight[self.config.image_token_id]
+
+    def towers(self) -> list[nn.Module]:
+        """The vision towers in order."""
+        if isinstance(self.vision_tower, nn.ModuleDict):
+            return list(self.vision_tower.values())
+        return [self.vision_tower]
+
+    def encode(
+        self, pixel_values: Tensor | list[Tensor], view_table: Tensor
+    ) -> tuple[list[tuple[Tensor, ...]], list[Tensor]]:
+        """Run the vision towers only.
+
+        Args:
+            pixel_values: (V, 3, H, W), or V tensors where sizes differ.
+            view_table (Tensor): (V, K) int64.
+
+        Returns:
+            For each anchor view, its feature maps (R, C, width), one per tower; and its kept
+            prefix tokens (P, width).
+        """
+        layers = self.config.vision_config.feature_layers()
+        towers = list(zip(self.plan.spec.towers, layers, self.towers(), strict=True))
+        return encode_views(towers, pixel_values, view_table.cpu())
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor | list[Tensor] | None = None,
+        view_table: Tensor | None = None,
+        tower_features: list[tuple[Tensor, ...]] | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageFeatures:
+        """Visual tokens of every image.
+
+        Args:
+            pixel_values: (V, 3, H, W) float, views of all images in order; a list of V tensors
+                (3, H, W) where sizes differ.
+            view_table (Tensor): (V, K) int64, one row per view. May be left out only when every
+                image is one view of the nominal size (one tower).
+            tower_features: Instead of pixels: for each anchor view its feature maps, as
+                :meth:`encode` gives them (frozen towers, cached).
+            return_dict: Accepted for Hugging Face's ``generate``; always a dictionary.
+
+        Returns:
+            Per-image visual tokens, token maps and side tensors.
+
+        Raises:
+            ValueError: The view table does not fit the pixels.
+        """
+        if view_table is None:
+            view_table = self._default_view_table(pixel_values)
+        table = view_table.cpu()
+        VIEW.check(table)
+        prefixes: list[Tensor]
+        if tower_features is None:
+            if pixel_values is None:
+                raise ValueError("get_image_features needs pixel_values or tower_features")
+            if len(pixel_values) != len(table):
+                raise ValueError(
+                    f"view_table has {len(table)} rows for {len(pixel_values)} views in "
+                    "pixel_values; pass both as the processor returned them"
+                )
+            tower_features, prefixes = self.encode(pixel_values, table)
+        else:
+            weight = next(self.multi_modal_projector.parameters())
+            tower_features = [tuple(m.to(weight) for m in maps) for maps in tower_features]
+            prefixes = [maps[0].new_empty(0, maps[0].shape[-1]) for maps in tower_features]
+        state = ConnectorState(table, anchor_rows(table), tower_features)
+        state = self.multi_modal_projector(state, prefixes)
+        return self._lay_out(table, state)
+
+    def _lay_out(self, table: Tensor, state: ConnectorState) -> ImageFeatures:
+        media = split_media(table)
+        counts = [len(anchor_rows(medium)) for medium in media]
+        bounds = [0, *accumulate(counts)]
+        rows: list[Tensor] = []
+        maps: list[Tensor] = []
+        for number, medium in enumerate(media):
+            tokens = state.tokens[bounds[number] : bounds[number + 1]]
+            predicted = self.plan.arrange(medium)
+            if tuple(len(t) for t in tokens) != predicted.counts:
+                raise ValueError(
+                    f"image {number}: the connector gave {[len(t) for t in tokens]} tokens per "
+                    f"view where its token map predicts {list(predicted.counts)}"
+                )
+            rows.append(self.layout(predicted.order, tokens))
+            maps.append(TOKEN.set(predicted.token_map, media=number))
+        side = {
+            name: [values[a:b] for a, b in pairwise(bounds)] for name, values in state.side.items()
+        }
+        return ImageFeatures(pooler_output=rows, token_map=maps, side=side)
+
+    def _default_view_table(self, pixel_values: Tensor | list[Tensor] | None) -> Tensor:
+        specs = self.plan.spec.towers
+        if pixel_values is None or len(specs) > 1:
+            raise ValueError("view_table is missing; pass it as the processor returned it")
+        if any(tuple(view.shape[-2:]) != specs[0].size for view in pixel_values):
+            raise ValueError(
+                f"without a view_table every image must be {specs[0].size[0]}x{specs[0].size[1]} "
+                "pixels; pass the view_table that the processor returned"
+            )
+        height, width = specs[0].size
+        return VIEW.make(
+            len(pixel_values),
+            height=height,
+            width=width,
+            bottom=height,
+            right=width,
+            orig_height=height,
+            orig_width=width,
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | list[Tensor] | None = None,
+        view_table: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        tower_features: list[tuple[Tensor, ...]] | None = None,
+        mm_encoder_outputs: dict[str, ImageFeatures] | None = None,
+        **kwargs: Any,
+    ) -> VistokenModelOutput:
+        """Encode media if given, scatter them, run the language model.
+
+        Args:
+            input_ids (Tensor): (B, n) int64 with every placeholder expanded.
+            pixel_values: See :meth:`get_image_features`.
+            view_table: See :meth:`get_image_features`.
+            attention_mask (Tensor): (B, n), or a ready 4-D mask (packing).
+            position_ids (Tensor): (B, n).
+            past_key_values: Cache of earlier calls.
+            inputs_embeds (Tensor): (B, n, D) instead of ``input_ids``.
+            tower_features: See :meth:`get_image_features`.
+            mm_encoder_outputs: ``{"image": get_image_features(...)}`` instead of pixels.
+            **kwargs: Handed to the language model.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        features = (mm_encoder_outputs or {}).get("image")
+        if features is not None and pixel_values is not None:
+            raise ValueError("pass either pixel_values or mm_encoder_outputs['image'], not both")
+        if features is None and (pixel_values is not None or tower_features is not None):
+            features = self.get_image_features(pixel_values, view_table, tower_features)
+        token_map = None
+        if features is not None:
+            if input_ids is None:
+                mask = placeholders_of_embeddings(inputs_embeds, self.image_embedding())
+            else:
+                mask = input_ids == self.config.image_token_id
+            inputs_embeds = scatter_rows(mask, inputs_embeds, features)
+            token_map = batch_token_map(mask, attention_mask, features)
+        kwargs.pop("return_dict", None)
+        call = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            **kwargs,
+        }
+        outputs: BaseModelOutputWithPast
+        if len(self.stack):
+            side = features.side if features is not None else None
+            outputs = run_decoder(
+                self.language_model, stack=self.stack, token_map=token_map, side=side, **call
+            )
+        else:
+            outputs = self.language_model(**call)
+        return VistokenModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            token_map=token_map,
+        )

@@ -1,0 +1,80 @@
+"""Putting visual tokens at their placeholders, and saying what every position then holds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vistoken.core.tables import TOKEN, TokenKind
+from vistoken.models.outputs import ImageFeatures
+
+
+def placeholders_of_embeddings(inputs_embeds: Tensor, placeholder: Tensor) -> Tensor:
+    """Mask (B, n) of the rows of ``inputs_embeds`` (B, n, D) that equal ``placeholder`` (D,)."""
+    return (inputs_embeds == placeholder.to(inputs_embeds)).all(-1)
+
+
+def scatter_rows(mask: Tensor, inputs_embeds: Tensor, features: ImageFeatures) -> Tensor:
+    """Replace placeholder rows by visual tokens.
+
+    Args:
+        mask (Tensor): (B, n) bool, the placeholders.
+        inputs_embeds (Tensor): (B, n, D).
+        features: Visual tokens of the batch's images, in order of appearance.
+
+    Returns:
+        (B, n, D) with visual rows in place.
+
+    Raises:
+        ValueError: The prompt has another number of placeholders than there are tokens.
+    """
+    rows = torch.cat(list(features.pooler_output)).to(inputs_embeds)
+    placeholders = int(mask.sum())
+    if placeholders != len(rows):
+        raise ValueError(
+            f"the prompt has {placeholders} image placeholders but the images give {len(rows)} "
+            "visual tokens; let the processor expand the prompt, and do not truncate it inside "
+            "an image"
+        )
+    return inputs_embeds.masked_scatter(mask.unsqueeze(-1), rows)
+
+
+def batch_token_map(mask: Tensor, attention_mask: Tensor | None, features: ImageFeatures) -> Tensor:
+    """The TokenMap (B, n, K) of a batch.
+
+    Args:
+        mask (Tensor): (B, n) bool, the placeholders.
+        attention_mask (Tensor): (B, n), 0 on padding; another shape marks none.
+        features: Holds the images' token maps.
+    """
+    batch, length = mask.shape
+    table = TOKEN.make(batch * length).to(mask.device).unflatten(0, (batch, length))
+    table[mask] = torch.cat(list(features.token_map or [])).to(mask.device)
+    if attention_mask is not None and attention_mask.shape == mask.shape:
+        table[attention_mask == 0] = TOKEN.make(1, kind=TokenKind.PAD).to(mask.device)
+    return table
+
+
+def repeat_by_owner(image_tokens: list[int], prompt_tokens: list[int], times: int) -> list[int]:
+    """Indices that repeat each prompt's whole group of images: [A, B] twice -> [A, B, A, B].
+
+    Args:
+        image_tokens: Visual tokens of each image, in order.
+        prompt_tokens: Placeholders of each prompt, in order.
+        times: Number of copies of each prompt.
+
+    Raises:
+        ValueError: The images' tokens do not divide among the prompts.
+    """
+    order: list[int] = []
+    image = 0
+    for prompt, wanted in enumerate(prompt_tokens):
+        group: list[int] = []
+        while wanted > 0 and image < len(image_tokens):
+            group.append(image)
+            wanted -= image_tokens[image]
+            image += 1
+        if wanted != 0:
+            raise ValueError(f"prompt {prompt}: placeholders do not match the images' tokens")
+        order += group * times
+    return order
