@@ -18,7 +18,8 @@ _PYTHONS = ((3, 11), (3, 13))
 _GIB = 2**30
 _TOO_LITTLE_DISK = 2 * _GIB
 _TOO_LITTLE_MEMORY = 2 * _GIB
-_IMPORT_TIMEOUT_S = 120
+# a starved machine is slow, not broken
+_IMPORT_TIMEOUT_S = 600
 # libraries with compiled operators that must have been built for the torch beside them
 _TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 _NEEDED = ("torch", "transformers", "accelerate", "peft", "safetensors", "pillow", "numpy")

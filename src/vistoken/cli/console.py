@@ -27,6 +27,8 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or 
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 Quantization = Literal["int8", "nf4"]
 
+_TALKATIVE = ("transformers", "torchao", "torch.utils._pytree", "huggingface_hub")
+
 _state = {"traceback": False}
 
 
@@ -106,7 +108,8 @@ def quieten() -> None:
     if _state["traceback"]:
         return
     warnings.filterwarnings("ignore")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
