@@ -6,6 +6,7 @@ whose absolute times cannot.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -90,6 +91,11 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _cpu_name() -> str:
