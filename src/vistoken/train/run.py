@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
-import platform
-import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from vistoken.core.errors import UsageError, WeightsError
 from vistoken.models.build import build, references_of
@@ -23,45 +18,30 @@ from vistoken.models.modeling import VistokenForConditionalGeneration
 from vistoken.models.processing import VistokenProcessor
 from vistoken.models.recipe import load_recipe
 from vistoken.models.references import Reference, read_references
-from vistoken.models.templates import load_template
-from vistoken.train.alignment import NameSpace, scenes_file, vocabulary
+from vistoken.train.arguments import training_arguments
 from vistoken.train.cache import Compute, FeatureCache, fast_compute
-from vistoken.train.config import RunConfig, StageConfig, dump_config
 from vistoken.train.groups import GroupRow, apply_groups, format_table
-from vistoken.train.samples import (
-    CachedEncoder,
-    Encoder,
-    PixelEncoder,
-    QuestionCollator,
-    SceneCollator,
-    ScenePicture,
-    group_examples,
-    read_examples,
-    read_pictures,
+from vistoken.train.run_folder import (
+    DONE,
+    METRICS,
+    MODEL,
+    claim,
+    describe_run,
+    last_checkpoint,
+    write_record,
 )
+from vistoken.train.samples import CachedEncoder, Encoder, PixelEncoder, SceneCollator
+from vistoken.train.settings import RunConfig, StageConfig
+from vistoken.train.stage_data import name_space, probe_pictures, stage_collator, stage_items
 from vistoken.train.standardise import standardise
-from vistoken.train.trainer import (
-    TRAINED,
-    VistokenTrainer,
-    read_trained,
-    training_arguments,
-    write_atomically,
-    write_trained,
-)
+from vistoken.train.trained import TRAINED, read_trained, write_atomically, write_trained
+from vistoken.train.trainer import VistokenTrainer
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+__all__ = ["DONE", "MODEL", "RunReport", "StageReport", "last_checkpoint", "train"]
 
 logger = logging.getLogger(__name__)
 
-DONE = "done.json"
-MODEL = "model"
-_CONFIG = "config.yaml"
-_RUN = "run.json"
-_METRICS = "metrics.jsonl"
 _STANDARDISE_ON = 256
-# changing these does not change what is learned
-_FREE = ("log_every", "save_every", "keep", "retrieval_every", "retrieval_images", "minutes")
 
 
 @dataclass(frozen=True)
@@ -118,12 +98,6 @@ class _Run:
     def folder(self, stage: StageConfig) -> Path:
         return self.config.output / "stages" / stage.name
 
-    def data(self, stage: StageConfig) -> tuple[tuple[Path, ...], Path | None]:
-        """Data files of a stage and their image root."""
-        config = self.config
-        files = config.data if stage.data is None else stage.data
-        return files, config.image_root if stage.image_root is None else stage.image_root
-
 
 def train(
     config: RunConfig,
@@ -146,7 +120,7 @@ def train(
         WeightsError: Weights to start from are missing or do not fit.
     """
     if not dry_run:
-        _claim(config, resume)
+        claim(config, resume)
     began = time.time()
     run = _open(config)
     started = _start_weights(run, resume)
@@ -164,7 +138,9 @@ def train(
     out = config.output / MODEL
     if not (out.is_dir() and any(out.iterdir())):
         save_light(run.model.eval(), run.processor, out, run.references)
-    _write_record(run, reports, began)
+    record = describe_run(config, run.device, run.bf16)
+    record |= {"wall_s": time.time() - began, "stages": [asdict(report) for report in reports]}
+    write_record(config.output, record)
     return RunReport(tuple(reports), out)
 
 
@@ -222,8 +198,8 @@ def _run_stage(
         read_trained(run.model, started.weights, others_allowed=True)
         started.weights = None
     encode = _stage_encoder(run, stage)
-    items, images = _items(run, stage)
-    probe = _probe(run, stage)
+    items, images = stage_items(run.config, stage)
+    probe = probe_pictures(run.config, stage)
     report = StageReport(stage.name, tuple(table), len(items))
     logger.info("stage %s, %d samples\n%s", stage.name, len(items), format_table(table))
     started.done.add(stage.name)
@@ -242,9 +218,9 @@ def _run_stage(
         ),
         stage,
         items,
-        _collator(run, stage, encode),
-        run.config.output / _METRICS,
-        _names(run, stage, probe),
+        stage_collator(stage, run.processor, encode),
+        run.config.output / METRICS,
+        name_space(run.config, stage, run.model, run.processor, probe),
         probe,
         SceneCollator(encode),
     )
@@ -255,16 +231,6 @@ def _run_stage(
     final = {**asdict(report), **trainer.retrieve_names(), **trainer.meter.read()}
     write_atomically(folder / DONE, (json.dumps(final, indent=2) + "\n").encode())
     return report
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a stage; the Trainer writes its state file last."""
-    found = [
-        (int(path.name.removeprefix("checkpoint-")), path)
-        for path in folder.glob("checkpoint-*")
-        if (path / "trainer_state.json").is_file() and (path / TRAINED).is_file()
-    ]
-    return max(found)[1] if found else None
 
 
 def _open(config: RunConfig) -> _Run:
@@ -299,40 +265,6 @@ def _stage_encoder(run: _Run, stage: StageConfig) -> Encoder:
     return run.encode
 
 
-def _items(run: _Run, stage: StageConfig) -> tuple[list[Any], list[Path]]:
-    files, root = run.data(stage)
-    if stage.objective == "name-alignment":
-        pictures = read_pictures(files, root)
-        return list(pictures), [picture.image for picture in pictures]
-    examples = read_examples(files, root)
-    groups = group_examples(examples, stage.questions_per_image)
-    return list(groups), list(dict.fromkeys(image for group in groups for image in group.images))
-
-
-def _probe(run: _Run, stage: StageConfig) -> list[ScenePicture]:
-    if not stage.retrieval_every:
-        return []
-    files = run.config.validation or run.config.data
-    return read_pictures(files, run.config.image_root)[: stage.retrieval_images]
-
-
-def _names(run: _Run, stage: StageConfig, probe: Sequence[ScenePicture]) -> NameSpace | None:
-    if stage.objective != "name-alignment" and not probe:
-        return None
-    files, root = run.data(stage)
-    annotated = [path for path in files if scenes_file(path).is_file()]
-    pictures = [*read_pictures(annotated, root), *probe]
-    words = vocabulary([picture.scene for picture in pictures])
-    return NameSpace(run.model, run.processor.tokenizer, words, stage.temperature)
-
-
-def _collator(run: _Run, stage: StageConfig, encode: Encoder) -> Any:
-    if stage.objective == "name-alignment":
-        return SceneCollator(encode)
-    template = load_template(stage.template) if stage.template else str(run.processor.chat_template)
-    return QuestionCollator(run.processor, template, encode, stage.max_length)
-
-
 def _fill(
     cache: FeatureCache,
     images: Iterable[Path],
@@ -346,80 +278,3 @@ def _fill(
 
     report = cache.fill(list(images), progress=tell)
     logger.info("%d images cached, %.1f img/s", report.images, report.images_per_second)
-
-
-def _claim(config: RunConfig, resume: bool) -> None:
-    path = config.output / _CONFIG
-    if path.is_file():
-        if not resume:
-            raise UsageError(
-                f"{config.output} holds a run already; add --resume to go on with it, "
-                "or choose another output"
-            )
-        changed = _differences(yaml.safe_load(path.read_text("utf-8")), _plain(config))
-        if changed:
-            raise UsageError(
-                f"the run in {config.output} was started with another configuration: "
-                f"{'; '.join(changed[:5])}. Undo the change or choose another output"
-            )
-    elif config.output.exists() and any(config.output.iterdir()):
-        raise UsageError(f"{config.output} is not empty and holds no run; choose another output")
-    config.output.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, dump_config(config).encode())
-
-
-def _plain(config: RunConfig) -> dict[str, Any]:
-    plain: dict[str, Any] = config.model_dump(mode="json")
-    return plain
-
-
-def _differences(old: Any, new: Any, place: str = "") -> list[str]:
-    if place.rpartition(".")[2] in (*_FREE, "cache"):
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new})
-        inner = [_differences(old.get(k), new.get(k), f"{place}.{k}".strip(".")) for k in keys]
-        return [line for lines in inner for line in lines]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        inner = [
-            _differences(a, b, f"{place}.{i}")
-            for i, (a, b) in enumerate(zip(old, new, strict=True))
-        ]
-        return [line for lines in inner for line in lines]
-    return [] if old == new else [f"{place} was {old}, is {new}"]
-
-
-def _write_record(run: _Run, reports: Sequence[StageReport], began: float) -> None:
-    record = {
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("vistoken", "torch", "transformers", "peft", "accelerate")
-        }
-        | {"python": platform.python_version()},
-        "seed": run.config.seed,
-        "device": str(run.device),
-        "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "bfloat16": run.bf16,
-        "git": _git_state(),
-        "wall_s": time.time() - began,
-        "stages": [asdict(report) for report in reports],
-    }
-    write_atomically(run.config.output / _RUN, (json.dumps(record, indent=2) + "\n").encode())
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit of this source tree and whether it is changed; None outside a repository."""
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *args],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None

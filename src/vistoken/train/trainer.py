@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from vistoken.core.errors import DataError, WeightsError
-from vistoken.models.checkpoint import own_state, read_safetensors
+from vistoken.core.errors import DataError
 from vistoken.train.alignment import NameSpace, PatchTokens, patch_tokens, score
-from vistoken.train.config import StageConfig
-from vistoken.train.groups import is_lora, optimizer_groups
+from vistoken.train.arguments import schedule, training_arguments
+from vistoken.train.groups import optimizer_groups
 from vistoken.train.metrics import JsonLines, Meter, Progress
 from vistoken.train.packing import decoder_mask
 from vistoken.train.samples import Items, Pictures, SceneCollator, ScenePicture
+from vistoken.train.settings import StageConfig
+from vistoken.train.trained import (
+    TRAINED,
+    read_trained,
+    trained_state,
+    write_atomically,
+    write_trained,
+)
 
 if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration
     from vistoken.models.outputs import ImageFeatures
 
-TRAINED = "trained.safetensors"
+__all__ = [
+    "TRAINED",
+    "VistokenTrainer",
+    "read_trained",
+    "schedule",
+    "trained_state",
+    "training_arguments",
+    "write_atomically",
+    "write_trained",
+]
+
 _SESSION = "session.json"
 
 
@@ -259,107 +272,3 @@ class VistokenTrainer(Trainer):
         self._elapsed_before = session["elapsed"]
         self._began = time.perf_counter()
         self.meter.load(session["meter"])
-
-
-def training_arguments(
-    stage: StageConfig, folder: Path, seed: int, bf16: bool, use_cpu: bool
-) -> TrainingArguments:
-    """The Trainer's arguments of a stage; nothing reports over the network."""
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=-1 if stage.steps is None else stage.steps,
-        num_train_epochs=stage.epochs or 1.0,
-        per_device_train_batch_size=stage.images_per_step,
-        gradient_accumulation_steps=stage.accumulate,
-        max_grad_norm=stage.clip,
-        logging_steps=stage.log_every,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=stage.save_every,
-        save_total_limit=stage.keep,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to=[],
-        seed=seed,
-        data_seed=seed,
-        bf16=bf16,
-        use_cpu=use_cpu,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        **({"gradient_checkpointing": True} if stage.checkpointing else {}),
-    )
-
-
-def schedule(progress: float, shape: str, warmup: float) -> float:
-    """Factor of the learning rate.
-
-    Args:
-        progress: Share of the stage that is done.
-        shape: ``cosine``, ``linear`` or ``constant``.
-        warmup: Share of the stage with a rising rate.
-    """
-    if progress < warmup:
-        return progress / warmup
-    rest = min((progress - warmup) / (1 - warmup), 1.0)
-    if shape == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * rest))
-    return 1.0 if shape == "constant" else 1 - rest
-
-
-def trained_state(model: VistokenForConditionalGeneration) -> dict[str, Tensor]:
-    """Connector, layout, adapters and whatever else is trained, in the types they have."""
-    state = dict(own_state(model))
-    state |= {
-        name: parameter.detach()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad or is_lora(name)
-    }
-    return state
-
-
-def write_trained(model: VistokenForConditionalGeneration, path: Path) -> None:
-    """Save :func:`trained_state` in one file, atomically."""
-    state = {name: tensor.cpu().contiguous() for name, tensor in trained_state(model).items()}
-    write_atomically(path, save(state, metadata={"format": "pt"}))
-
-
-def read_trained(
-    model: VistokenForConditionalGeneration, path: Path, others_allowed: bool = False
-) -> None:
-    """Load what :func:`write_trained` saved; every tensor of ours must be in the file.
-
-    Args:
-        model: The model, adapters already injected.
-        path: The file.
-        others_allowed: Accept a file that lacks weights trained by no earlier stage (adapters).
-
-    Raises:
-        WeightsError: A tensor is missing, unexpected or of another shape.
-    """
-    loaded = read_safetensors(path)
-    own = dict(model.named_parameters()) | dict(model.named_buffers())
-    needed = own_state(model) if others_allowed else trained_state(model)
-    problems = [f"{name} is missing" for name in needed if name not in loaded]
-    problems += [f"{name} is unexpected" for name in loaded if name not in own]
-    problems += [
-        f"{name} is {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}"
-        for name, tensor in loaded.items()
-        if name in own and own[name].shape != tensor.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise WeightsError(f"{path} does not fit this run: {'; '.join(problems[:5])}{more}")
-    with torch.no_grad():
-        for name, tensor in loaded.items():
-            own[name].copy_(tensor)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it."""
-    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise

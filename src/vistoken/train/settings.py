@@ -1,0 +1,160 @@
+"""The fields of a run configuration, and what may stand in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+GroupName = Literal["vision", "connector", "spatial", "language"]
+GROUP_NAMES: tuple[GroupName, ...] = ("vision", "connector", "spatial", "language")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraConfigFields(_Strict):
+    """Low-rank adapters on every linear layer of the language model.
+
+    Args:
+        r: Rank.
+        alpha: Numerator of the scale alpha / r.
+        dropout: Dropout on the adapter's input.
+        targets: Names of the linear layers; all of them when None.
+    """
+
+    r: int = Field(default=32, ge=1)
+    alpha: float = Field(default=64, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] | None = None
+
+
+class GroupConfig(_Strict):
+    """How one named part is trained.
+
+    Args:
+        train: ``frozen``, ``full``, or ``lora`` (language only).
+        lr: Learning rate at the end of the warm-up.
+        weight_decay: Decoupled decay of matrices; biases, norms and gains are never decayed.
+        lora: Adapter settings for ``train: lora``.
+    """
+
+    train: Literal["frozen", "full", "lora"] = "frozen"
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    lora: LoraConfigFields = LoraConfigFields()
+
+
+class StageConfig(_Strict):
+    """One stage of training.
+
+    Args:
+        name: Unique in the run; names the stage's folder.
+        objective: ``next-token``, or ``name-alignment`` (stage 0, no language-model pass).
+        needs: Stage whose weights this one starts from; it must be done before.
+        template: Chat template of this stage; the recipe's own when None.
+        data: Data files of this stage; the run's when None.
+        image_root: Folder of this stage's image paths; the run's when None.
+        groups: Train mode and rate by part; a part not named is frozen.
+        steps: Optimiser steps; or
+        epochs: passes over the data.
+        minutes: The schedule ends no later than this, by the clock (see ``schedule``).
+        images_per_step: Images (next-token: sequences) in a micro-batch.
+        accumulate: Micro-batches per optimiser step.
+        questions_per_image: Most branches behind one image prefix; the rest form further samples.
+        max_length: Most tokens of a sample.
+        schedule: Shape of the learning rate after the warm-up; ``cosine`` and ``linear`` end at 0.
+        warmup: Share of the steps with a rising rate.
+        clip: Largest gradient norm; 0 does not clip.
+        betas: AdamW's decay rates.
+        eps: AdamW's epsilon.
+        checkpointing: Recompute activations in the backward pass.
+        temperature: Of the alignment's softmax.
+        log_every: Steps between metric lines.
+        save_every: Steps between checkpoints.
+        keep: Checkpoints that are kept.
+        retrieval_every: Steps between name retrievals from the connector's output; 0 never.
+        retrieval_images: Images of a name retrieval.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    objective: Literal["next-token", "name-alignment"] = "next-token"
+    needs: str | None = None
+    template: str | None = None
+    data: tuple[Path, ...] | None = Field(default=None, min_length=1)
+    image_root: Path | None = None
+    groups: dict[GroupName, GroupConfig]
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+    images_per_step: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    questions_per_image: int = Field(default=10, ge=1)
+    max_length: int = Field(default=2048, ge=8)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    clip: float = Field(default=1.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    checkpointing: bool = False
+    temperature: float = Field(default=0.05, gt=0)
+    log_every: int = Field(default=10, ge=1)
+    save_every: int = Field(default=500, ge=1)
+    keep: int = Field(default=2, ge=1)
+    retrieval_every: int = Field(default=0, ge=0)
+    retrieval_images: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> StageConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        for name, group in self.groups.items():
+            if group.train == "lora" and name != "language":
+                raise ValueError(f"groups.{name}.train: lora exists for language only")
+        if all(group.train == "frozen" for group in self.groups.values()):
+            raise ValueError("every part is frozen; set train: full or lora for one of groups")
+        if self.objective == "name-alignment" and self.group("language").train != "frozen":
+            raise ValueError("name-alignment never runs the language model; freeze it")
+        return self
+
+    def group(self, name: GroupName) -> GroupConfig:
+        """Settings of a part; frozen when the stage does not name it."""
+        return self.groups.get(name, GroupConfig())
+
+
+class RunConfig(_Strict):
+    """A training run.
+
+    Args:
+        recipe: Recipe name, recipe file, or a checkpoint directory to go on from.
+        data: Files of the messages schema (``.jsonl``), or LLaVA's lists (``.json``).
+        validation: Files to read name retrievals from, never trained on.
+        image_root: Folder of the image paths; each data file's own when None.
+        output: Folder of the run.
+        seed: Seed of the data order and of new weights.
+        init: Finished stage of another run to start from (its folder).
+        cache: Folder of the feature cache; None encodes every time.
+        precision: Arithmetic of the language model and connector; ``auto`` is bfloat16 where the
+            hardware computes in it.
+        stages: Stages in order.
+    """
+
+    recipe: str
+    data: tuple[Path, ...] = Field(min_length=1)
+    validation: tuple[Path, ...] = ()
+    image_root: Path | None = None
+    output: Path
+    seed: int = Field(default=0, ge=0)
+    init: Path | None = None
+    cache: Path | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two stages have one name: {', '.join(names)}")
+        return self
