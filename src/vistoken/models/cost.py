@@ -35,12 +35,14 @@ class ModuleCost:
         kind: Its class.
         parameters: Parameters in it, those of its children included.
         flops: Of one picture, where this module works on pictures; None elsewhere.
+        spatial: Whether it makes tokens of its own in a connector stage.
     """
 
     name: str
     kind: str
     parameters: int
     flops: int | None
+    spatial: bool
 
 
 @dataclass(frozen=True)
@@ -232,9 +234,11 @@ def _modules(
     encode: dict[str, int],
 ) -> Iterator[ModuleCost]:
     towers = {id(t): n for n, t in zip(encode, model.model.towers(), strict=True)}
+    stages = model.model.multi_modal_projector.stages
+    spatial = {id(module) for stage in stages for module in stage.spatial_modules()}
     for name, module in model.named_modules():
         count = sum(parameter.numel() for parameter in module.parameters())
         if not name or name.count(".") > depth or count == 0:
             continue
         flops = encode[towers[id(module)]] if id(module) in towers else connect.get(name)
-        yield ModuleCost(name, type(module).__name__, count, flops)
+        yield ModuleCost(name, type(module).__name__, count, flops, id(module) in spatial)

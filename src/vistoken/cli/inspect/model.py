@@ -12,7 +12,7 @@ from vistoken.cli.console import JsonOption, grouped, quieten, say, say_json, ta
 from vistoken.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from vistoken.models.cost import ModelCost, ModuleCost
+    from vistoken.models.cost import ModelCost
 
 
 def model(
@@ -55,7 +55,7 @@ def model(
 
 
 def _as_json(name: str, cost: ModelCost, groups: dict[str, int], number: Any) -> dict[str, Any]:
-    spatial = _spatial(cost)
+    spatial = [module for module in cost.modules if module.spatial]
     encode = sum(cost.encode_flops.values())
     return {
         "model": name,
@@ -83,16 +83,6 @@ def _as_json(name: str, cost: ModelCost, groups: dict[str, int], number: Any) ->
         "dtype": str(number).removeprefix("torch."),
         "modules": [asdict(module) for module in cost.modules],
     }
-
-
-def _spatial(cost: ModelCost) -> list[ModuleCost]:
-    """Direct children of an `llava-sp` stage that make its spatial tokens."""
-    stages = {module.name for module in cost.modules if module.kind == "LlavaSP"}
-    return [
-        module
-        for module in cost.modules
-        if module.name.rpartition(".")[0] in stages and not module.name.endswith("patch_projector")
-    ]
 
 
 def _show(result: dict[str, Any], cost: ModelCost) -> None:
