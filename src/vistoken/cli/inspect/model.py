@@ -12,7 +12,7 @@ from vistoken.cli.console import JsonOption, grouped, quieten, say, say_json, ta
 from vistoken.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from vistoken.models.cost import ModelCost
+    from vistoken.models.cost import ModelCost, ModuleCost
 
 
 def model(
