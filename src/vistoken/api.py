@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ from vistoken.models.processing import VistokenProcessor
 from vistoken.models.quantize import quantize_language_model
 from vistoken.models.recipe import Recipe, load_recipe, recipe_names
 from vistoken.models.references import is_random, read_references
+
+logger = logging.getLogger(__name__)
 
 Quantization = Literal["int8", "nf4"]
 
@@ -105,7 +108,7 @@ def _load_directory(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     if is_light(directory) and any(
         r.source.startswith("nano:") for r in read_references(directory)
     ):
-        ensure_nano_parts(None)
+        ensure_nano_parts(logger.warning)  # a download of 200 MB should not go unsaid
     model = VistokenForConditionalGeneration.from_pretrained(directory, dtype=dtype)
     try:
         processor = AutoProcessor.from_pretrained(directory)
