@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt scripts/set_up.py
 
 $(VENV)/.nano: $(VENV)/.installed
 	@$(BIN)/python -m vistoken data fetch nano
-	@$(BIN)/python -m vistoken data fetch photograph
+	-@$(BIN)/python -m vistoken data fetch photograph
 	@touch $@
 
 demo: setup
