@@ -84,6 +84,11 @@ class VistokenProcessor(ProcessorMixin):
             prompts = [after.sub(self.image_token + self._gap, prompt) for prompt in prompts]
         return super().__call__(images=pictures or None, text=prompts or None, **kwargs)
 
+    @property
+    def gap(self) -> str:
+        """What is written between an image's tokens and the text after them; often nothing."""
+        return self._gap
+
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
         """Placeholder text of one image: its mark, once per visual token."""
         table = views_of(torch.as_tensor(image_inputs["view_table"]), image_idx)
