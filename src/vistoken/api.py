@@ -100,7 +100,7 @@ def _load_recipe(recipe: Recipe, dtype: torch.dtype) -> tuple[Any, Any]:
         return build(recipe, dtype)
     raise UsageError(
         f"recipe {recipe.name!r} has no trained weights in this package; train it with "
-        f"'vistoken train {recipe.name}', or name a checkpoint directory or hub id"
+        f"'vistoken train {recipe.name} --data FILE', or name a checkpoint directory or hub id"
     )
 
 
