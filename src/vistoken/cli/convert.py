@@ -1,4 +1,4 @@
-"""`vistoken convert`: foreign checkpoints become ours."""
+"""`vistoken convert`: foreign checkpoints become ours, and ours become theirs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vistoken.cli.console import DryRunOption, JsonOption, quieten, say, say_json, table
+from vistoken.cli.sources import read_json
+from vistoken.core.errors import WeightsError
 
 if TYPE_CHECKING:
     from vistoken.convert.report import ConversionReport
 
-app = typer.Typer(help="Convert foreign checkpoints.", no_args_is_help=True)
+app = typer.Typer(help="Convert foreign checkpoints, and ours to theirs.", no_args_is_help=True)
 
 Source = Annotated[Path, typer.Argument(help="Directory of the foreign checkpoint.")]
+Ours = Annotated[Path, typer.Argument(help="Directory of a checkpoint of vistoken's.")]
 Out = Annotated[Path, typer.Argument(help="Directory to make; must not exist, or be empty.")]
 
 
@@ -61,6 +64,63 @@ def llava_hf(
     from vistoken.convert.llava_hf import convert_llava_hf
 
     _show(convert_llava_hf(directory, out, dry_run=dry_run), as_json)
+
+
+@app.command("to-llava-hf")
+def to_llava_hf(
+    directory: Ours,
+    out: Out,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16; the checkpoint's own otherwise."),
+    ] = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Export to plain Hugging Face Llava, for a model whose connector is 'mlp' alone."""
+    _check_ours(directory)
+    quieten()
+    import torch
+
+    from vistoken.convert.export_llava_hf import export_llava_hf
+    from vistoken.models.device import choose_dtype
+
+    chosen = None if dtype is None else choose_dtype(dtype, torch.device("cpu"))
+    _show(export_llava_hf(directory, out, dtype=chosen, dry_run=dry_run), as_json)
+
+
+@app.command("to-llava-sp")
+def to_llava_sp(
+    directory: Ours,
+    out: Out,
+    base: Annotated[
+        str | None, typer.Option(help="What to call the language model; its reference otherwise.")
+    ] = None,
+    vision_tower: Annotated[
+        str | None, typer.Option(help="What to call the vision tower; its reference otherwise.")
+    ] = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a light checkpoint to the official LLaVA and LLaVA-SP file layout."""
+    _check_ours(directory)
+    quieten()
+    from vistoken.convert.export_llava_sp import export_llava_sp
+
+    _show(
+        export_llava_sp(directory, out, base=base, vision_tower=vision_tower, dry_run=dry_run),
+        as_json,
+    )
+
+
+def _check_ours(directory: Path) -> None:
+    """Refuse what is no checkpoint of ours, before anything heavy is imported."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise WeightsError(f"{directory} has no config.json; name the directory of a checkpoint")
+    kind = read_json(path).get("model_type")
+    if kind != "vistoken":
+        raise WeightsError(f"{directory} is a {kind} checkpoint, not one of vistoken's")
 
 
 def _show(report: ConversionReport, as_json: bool) -> None:

@@ -65,7 +65,7 @@ def plan_adapter(
     Raises:
         WeightsError: An unknown, missing or misshapen tensor, or an adapter that is not plain LoRA.
     """
-    _refuse_unusual(settings, where)
+    refuse_unusual(settings, where)
     rank = settings["r"]
     by_short_name = {short: name for name in modules for short in [shorten(name)]}
     targets: dict[str, str] = {}
@@ -155,7 +155,8 @@ def _part(name: str) -> str:
     return ".".join(name.split(".")[:2])
 
 
-def _refuse_unusual(settings: dict[str, Any], where: Path) -> None:
+def refuse_unusual(settings: dict[str, Any], where: Path) -> None:
+    """Raise WeightsError for an adapter that is more than plain LoRA."""
     path = where / "adapter_config.json"
     for name in ("r", "lora_alpha", "target_modules"):
         if name not in settings:

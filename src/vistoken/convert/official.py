@@ -143,7 +143,7 @@ def plan_release(
     config = recipe.model_config_for()
     with torch.device("meta"):
         model = VistokenForConditionalGeneration(config)
-    names = _connector_names(importer, model)
+    names = connector_names(importer, model)
     ledger = _account(release, model, names, config.image_token_id)
     return OfficialPlan(
         release=release,
@@ -212,7 +212,7 @@ def _read_connector(
         ) from error
 
 
-def _connector_names(importer: Any, model: nn.Module) -> dict[str, str]:
+def connector_names(importer: Any, model: nn.Module) -> dict[str, str]:
     """Official connector name -> ours in the whole model, for every tensor of the connector."""
     prefix = "model.multi_modal_projector."
     state = {n: t for n, t in model.state_dict().items() if n.startswith(prefix)}

@@ -12,7 +12,7 @@ from vistoken.core.errors import UsageError, WeightsError
 from vistoken.models.templates import canonical_name
 
 # model_type of a release -> that of its language model, and the template it was trained with
-_FAMILIES = {
+FAMILIES = {
     "llava": ("llama", "vicuna-v1"),
     "llava_llama": ("llama", "vicuna-v1"),
     "llava_mistral": ("mistral", "mistral"),
@@ -107,10 +107,10 @@ def base_mismatch(release: dict[str, Any], base: dict[str, Any]) -> str:
 
 def _family(config: dict[str, Any], where: str) -> tuple[str, str]:
     model_type = str(config.get("model_type"))
-    if model_type not in _FAMILIES:
-        known = ", ".join(sorted(_FAMILIES))
+    if model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
         raise WeightsError(f"{where}: model_type {model_type!r} is not known here (known: {known})")
-    return _FAMILIES[model_type]
+    return FAMILIES[model_type]
 
 
 def _text_config(config: dict[str, Any], family: str) -> dict[str, Any]:
