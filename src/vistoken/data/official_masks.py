@@ -313,9 +313,7 @@ def _in_order(turns: Sequence[Turn], where: str) -> list[Turn]:
     kept = list(turns[1:] if turns and turns[0].speaker == "gpt" else turns)
     for number, turn in enumerate(kept):
         if turn.speaker != ("gpt" if number % 2 else "human"):
-            raise DataError(
-                f"{where}: two turns of {turn.speaker} in a row; let speakers alternate"
-            )
+            raise DataError(f"{where}: two turns of {turn.speaker} in a row; let them alternate")
     if not kept:
         raise DataError(f"{where}: the conversation has no question")
     return kept
