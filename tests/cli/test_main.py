@@ -30,6 +30,8 @@ VERBS = (
     ("doctor",),
     ("data",),
     ("data", "make"),
+    ("data", "check"),
+    ("data", "convert"),
     ("data", "preview"),
     ("data", "fetch"),
 )

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vistoken.core.errors import DataError, MachineError, UsageError
+from vistoken.data.preview import preview_page
 from vistoken.data.scenes import fetch
 from vistoken.data.scenes.augment import VISIBLE_ALPHA, vary_style, visible_crop
 from vistoken.data.scenes.backgrounds import COLOURS, background
@@ -34,7 +35,6 @@ from vistoken.data.scenes.grammar import plural, with_article
 from vistoken.data.scenes.make import make_scenes, rows_of
 from vistoken.data.scenes.names import Name, confusable_words, icon_names
 from vistoken.data.scenes.phrasings import RELATIONS, SIDES
-from vistoken.data.scenes.preview import preview_page
 from vistoken.data.scenes.questions import KINDS, ask
 from vistoken.data.scenes.shapes import ShapeSource
 
@@ -501,10 +501,10 @@ def test_preview_names_what_is_wrong(written: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl"):
         preview_page(tmp_path / "none.jsonl", tmp_path / "page.html", limit=1)
     (tmp_path / "bad.jsonl").write_text('{"id": "a", "messages": []}\n', encoding="utf-8")
-    with pytest.raises(DataError, match="'a' shows no picture"):
+    with pytest.raises(DataError, match="'a'.*at least one message"):
         preview_page(tmp_path / "bad.jsonl", tmp_path / "page.html", limit=1)
     (tmp_path / "broken.jsonl").write_text("{\n", encoding="utf-8")
-    with pytest.raises(DataError, match="line 1 is not JSON"):
+    with pytest.raises(DataError, match="line 1: not valid JSON"):
         preview_page(tmp_path / "broken.jsonl", tmp_path / "page.html", limit=1)
     assert not (tmp_path / "page.html").exists()
 

@@ -1,4 +1,4 @@
-"""`vistoken data`: training scenes, previews, and the assets that come from packages."""
+"""`vistoken data`: training scenes, data files, and the assets that come from packages."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ from vistoken.cli.console import (
     say_json,
     table,
 )
+from vistoken.cli.data_check import check
+from vistoken.cli.data_convert import convert
+from vistoken.cli.data_preview import preview
 from vistoken.cli.progress import Progress
 from vistoken.core.errors import DataError, UsageError
 
-app = typer.Typer(no_args_is_help=True, help="Make, preview, check and fetch data.")
+app = typer.Typer(no_args_is_help=True, help="Make, check, convert, preview and fetch data.")
+app.command("check")(check)
+app.command("convert")(convert)
+app.command("preview")(preview)
 
 ASSETS = ("nano", "photograph")
 _SOURCES = ("icons", "shapes")
@@ -68,30 +74,6 @@ def make(
         say_json({**result, "written": True, "files": files})
     else:
         say(f"wrote {out}: {', '.join(files)}")
-
-
-@app.command()
-def preview(
-    file: Annotated[Path, typer.Argument(help="Data file (JSONL).")],
-    out: Annotated[Path, typer.Argument(help="HTML page to write.")],
-    limit: Annotated[int, typer.Option(min=1, help="Pictures to show.")] = 50,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Write a page that shows the first pictures of a data file with their questions."""
-    if not file.is_file():
-        raise DataError(f"{file} is not a file; name the .jsonl of a split")
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder; name the page to write, such as {out}/preview.html")
-    if not dry_run:
-        quieten()
-        from vistoken.data.scenes import preview_page
-
-        preview_page(file, out, limit)
-    if as_json:
-        say_json({"file": str(file), "out": str(out), "written": not dry_run})
-    else:
-        say(f"would write {out}" if dry_run else f"wrote {out}")
 
 
 @app.command()

@@ -1,0 +1,292 @@
+"""Everything that is wrong with a data file, told sample by sample."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from vistoken.core.errors import DataError, UsageError
+from vistoken.data.forms import Form, form_of
+from vistoken.data.labels import IGNORE_LABEL, EncodedConversation, encode_conversation
+from vistoken.data.reading import Rows, open_rows
+from vistoken.data.sampling import modality_length
+from vistoken.data.schema import FaultKind, Message, SampleFault, image_paths, name_sample
+from vistoken.models.images import open_image
+
+Size = tuple[int, int]
+_KEPT_FAULTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with one sample.
+
+    Attributes:
+        index: Number of the sample in the file, from 0.
+        where: File and line, or number in the list.
+        id: The sample's id, empty where it has none.
+        kind: What sort of fault it is.
+        message: One sentence with place and fix.
+    """
+
+    index: int
+    where: str
+    id: str
+    kind: FaultKind
+    message: str
+
+
+@dataclass
+class CheckReport:
+    """What a check found.
+
+    Attributes:
+        form: Form the file is written in.
+        samples: Samples looked at.
+        bad_samples: Samples with at least one fault.
+        with_images: Samples with a picture.
+        images: Picture files, each counted once.
+        repeated_ids: Samples whose id stood in the file before; no fault, as released files do so.
+        kinds: Number of faults by kind.
+        faults: The first ten thousand faults.
+        lengths: Length of every sample that could be measured.
+        unit: What lengths count: `tokens`, or `words` without a model.
+        tokens: Tokens over all measured samples, 0 without a model.
+        supervised: Supervised tokens among them.
+    """
+
+    form: str
+    unit: str
+    samples: int = 0
+    bad_samples: int = 0
+    with_images: int = 0
+    images: int = 0
+    repeated_ids: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    faults: list[Fault] = field(default_factory=list)
+    lengths: Counter[int] = field(default_factory=Counter)
+    tokens: int = 0
+    supervised: int = 0
+
+    @property
+    def supervised_share(self) -> float | None:
+        """Share of supervised tokens; None without a model."""
+        return self.supervised / self.tokens if self.tokens else None
+
+    def histogram(self, bins: int = 10) -> list[tuple[int, int, int]]:
+        """Samples by length.
+
+        Args:
+            bins: Most rows of the histogram.
+
+        Returns:
+            Per row the shortest and longest length and the number of samples.
+        """
+        if not self.lengths:
+            return []
+        low, high = min(self.lengths), max(self.lengths)
+        width = max(1, -(-(high - low + 1) // bins))
+        rows = [(start, start + width - 1) for start in range(low, high + 1, width)]
+        counts: Counter[int] = Counter()
+        for length, count in self.lengths.items():
+            counts[(length - low) // width] += count
+        return [(start, stop, counts[number]) for number, (start, stop) in enumerate(rows)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON."""
+        return {
+            "form": self.form,
+            "samples": self.samples,
+            "bad_samples": self.bad_samples,
+            "with_images": self.with_images,
+            "images": self.images,
+            "repeated_ids": self.repeated_ids,
+            "faults_by_kind": dict(sorted(self.kinds.items())),
+            "faults": [asdict(fault) for fault in self.faults],
+            "length_unit": self.unit,
+            "lengths": [
+                {"from": start, "to": stop, "samples": count}
+                for start, stop, count in self.histogram()
+            ],
+            "tokens": self.tokens,
+            "supervised_tokens": self.supervised,
+            "supervised_share": self.supervised_share,
+        }
+
+
+class Encode(Protocol):
+    """Gives a conversation's tokens and labels."""
+
+    def __call__(
+        self, messages: Sequence[Message], sizes: Sequence[Size], where: str
+    ) -> EncodedConversation:
+        """Encode messages with pictures of these sizes (height, width)."""
+
+
+@dataclass(frozen=True)
+class ProcessorEncode:
+    """Tokens and labels of a model's processor, without its weights.
+
+    Args:
+        processor: A `VistokenProcessor`.
+        template: Text of the chat template; the processor's own when None.
+
+    Raises:
+        UsageError: There is no chat template.
+    """
+
+    processor: Any
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a processor without a template before any sample is read."""
+        if self.template is None and self.processor.chat_template is None:
+            raise UsageError("the model has no chat template; name one")
+
+    def __call__(
+        self, messages: Sequence[Message], sizes: Sequence[Size], where: str
+    ) -> EncodedConversation:
+        """See :class:`Encode`."""
+        images = self.processor.image_processor
+        return encode_conversation(
+            self.processor.tokenizer,
+            self.template or str(self.processor.chat_template),
+            messages,
+            [len(images.token_map(*size)) for size in sizes],
+            self.processor.image_token,
+            where=where,
+        )
+
+
+def check_file(
+    path: Path,
+    image_root: Path | None = None,
+    form: str = "auto",
+    encode: Encode | None = None,
+    max_length: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> CheckReport:
+    """Look at every sample of a data file.
+
+    Args:
+        path: The file.
+        image_root: Folder of the image paths; the file's own when None.
+        form: `schema`, `llava`, `sharegpt`, or `auto` for that of the first row.
+        encode: Tokens and labels; lengths are counted in words when None.
+        max_length: Most tokens of a sample; not checked when None.
+        progress: Told after each sample: done, total.
+
+    Returns:
+        All faults, counts and lengths.
+
+    Raises:
+        DataError: The file as a whole cannot be read.
+    """
+    rows = open_rows(path)
+    chosen = form_of(rows, form)
+    report = CheckReport(chosen.name, "tokens" if encode else "words")
+    checker = _Checker(image_root or path.parent, chosen, encode, max_length, report)
+    for index in range(len(rows)):
+        checker.check(rows, index)
+        progress(index + 1, len(rows))
+    report.images = len(checker.sizes)
+    return report
+
+
+@dataclass
+class _Checker:
+    root: Path
+    form: Form
+    encode: Encode | None
+    max_length: int | None
+    report: CheckReport
+    ids: set[int] = field(default_factory=set)
+    # A picture is decoded once however many samples ask about it; a fault is kept as such.
+    sizes: dict[str, Size | SampleFault] = field(default_factory=dict)
+
+    def check(self, rows: Rows, index: int) -> None:
+        """Look at one sample."""
+        where = rows.where(index)
+        self.report.samples += 1
+        faults: list[SampleFault] = []
+        sample_id = ""
+        try:
+            record = rows[index]
+            sample_id = str(record.get("id", ""))
+            self._look(record, where, faults)
+        except DataError as error:
+            faults.append(_as_fault(error))
+        if sample_id:
+            self.report.repeated_ids += hash(sample_id) in self.ids
+            self.ids.add(hash(sample_id))
+        self.report.bad_samples += bool(faults)
+        for fault in faults:
+            self.report.kinds[fault.kind] += 1
+            if len(self.report.faults) < _KEPT_FAULTS:
+                self.report.faults.append(Fault(index, where, sample_id, fault.kind, str(fault)))
+
+    def _look(self, record: Mapping[str, object], where: str, faults: list[SampleFault]) -> None:
+        row = self.form.read(record, where, faults.append)
+        messages = cast("list[Message]", row["messages"])
+        well_formed = not faults
+        name = where if any(fault.kind == "id" for fault in faults) else name_sample(record, where)
+        paths = image_paths(messages)
+        self.report.with_images += bool(paths)
+        sizes = [self._size(path) for path in paths]
+        for size in sizes:
+            if isinstance(size, SampleFault):
+                faults.append(SampleFault(size.kind, f"{name}: {size}"))
+        if not any(message["role"] == "assistant" for message in messages) and well_formed:
+            faults.append(
+                SampleFault(
+                    "unsupervised",
+                    f"{name}: no answer, so nothing would be supervised; add one or leave it out",
+                )
+            )
+        if faults or not messages:
+            return
+        if self.encode is None:
+            self.report.lengths[abs(modality_length(messages))] += 1
+            return
+        known = [size for size in sizes if not isinstance(size, SampleFault)]
+        self._measure(self.encode(messages, known, name), name, faults)
+
+    def _measure(self, encoded: EncodedConversation, name: str, faults: list[SampleFault]) -> None:
+        length = len(encoded.input_ids)
+        self.report.lengths[length] += 1
+        self.report.tokens += length
+        self.report.supervised += sum(label != IGNORE_LABEL for label in encoded.labels)
+        if self.max_length is not None and length > self.max_length:
+            faults.append(
+                SampleFault(
+                    "too-long",
+                    f"{name}: {length} tokens, {self.max_length} fit;"
+                    " shorten the conversation or raise the limit",
+                )
+            )
+
+    def _size(self, path: str) -> Size | SampleFault:
+        if path not in self.sizes:
+            self.sizes[path] = _picture_size(self.root / path)
+        return self.sizes[path]
+
+
+def _picture_size(path: Path) -> Size | SampleFault:
+    if not path.is_file():
+        return SampleFault("image-missing", f"image {path} does not exist; check the image root")
+    try:
+        picture = open_image(path)
+    except DataError as error:
+        return SampleFault("image-broken", str(error))
+    return picture.height, picture.width
+
+
+def _as_fault(error: DataError) -> SampleFault:
+    """What the encoder refuses is either unsupervised or against the template."""
+    if isinstance(error, SampleFault):
+        return error
+    kind: FaultKind = "unsupervised" if "would be supervised" in str(error) else "template"
+    return SampleFault(kind, str(error))

@@ -1,0 +1,84 @@
+"""`data check`, `data convert` and `data preview` on files of conversations."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def llava(tmp_path, picture):
+    picture(60, 90).save(tmp_path / "x.png")
+    turns = [{"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "A bus"}]
+    records = [{"id": number, "image": "x.png", "conversations": turns} for number in range(3)]
+    path = tmp_path / "llava.json"
+    path.write_text(json.dumps(records))
+    return path, records
+
+
+def test_check_passes_and_fails(vistoken, llava, full_checkpoint):
+    path, records = llava
+    outcome = vistoken("data", "check", path)
+    assert outcome.code == 0
+    assert (
+        "3 samples (llava), 3 with pictures, 1 picture files, 0 samples with faults" in outcome.out
+    )
+    measured = vistoken("data", "check", path, "--model", full_checkpoint, "--json")
+    assert measured.code == 0
+    assert 0 < measured.data["supervised_share"] < 1
+    assert "supervised (" in vistoken("data", "check", path, "-m", full_checkpoint).out
+
+    records[1]["image"] = "y.png"
+    path.write_text(json.dumps(records))
+    outcome = vistoken("data", "check", path, "--json")
+    assert outcome.code == 3
+    assert outcome.data["faults"][0]["id"] == "1"
+    assert outcome.data["faults_by_kind"] == {"image-missing": 1}
+    assert vistoken("data", "check", path).code == 3
+    assert "1 of 3 samples have faults" in vistoken("data", "check", path, "--show", 0).err
+
+
+def test_check_of_too_long_samples(vistoken, llava, full_checkpoint):
+    path, _ = llava
+    arguments = ("data", "check", path, "--model", full_checkpoint, "--max-length", 8, "--json")
+    outcome = vistoken(*arguments)
+    assert outcome.code == 3
+    assert outcome.data["faults_by_kind"] == {"too-long": 3}
+    vistoken("data", "check", path, "--max-length", 8).failed(2, "--model")
+    vistoken("data", "check", path.with_name("gone.json")).failed(3, "gone.json does not exist")
+    vistoken("data", "check", path, "--form", "lava").failed(2, "'llava'")
+
+
+def test_convert_there_and_back(vistoken, llava, tmp_path):
+    path, records = llava
+    out, back = tmp_path / "rows.jsonl", tmp_path / "back.json"
+    dry = vistoken("data", "convert", path, out, "--dry-run", "--json")
+    assert dry.data["from"] == "llava"
+    assert not out.exists()
+    assert vistoken("data", "convert", path, out, "--from", "llava", "--to", "schema").code == 0
+    assert vistoken("data", "check", out).code == 0
+    outcome = vistoken("data", "convert", out, back, "--to", "llava", "--json")
+    assert (outcome.data["samples"], outcome.data["skipped"]) == (3, 0)
+    assert json.loads(back.read_text()) == records
+    vistoken("data", "convert", out, out, "--to", "llava").failed(3, "name another")
+    vistoken("data", "convert", out, back, "--to", "lava").failed(2, "'llava'")
+
+
+def test_convert_skips_only_when_told(vistoken, llava, tmp_path):
+    path, records = llava
+    records[1]["conversations"] = []
+    path.write_text(json.dumps(records))
+    out = tmp_path / "rows.jsonl"
+    vistoken("data", "convert", path, out).failed(3, "record 1: sample '1'")
+    assert not out.exists()
+    outcome = vistoken("data", "convert", path, out, "--on-bad-sample", "skip")
+    assert "skipped: " in outcome.out
+    assert "2 samples, llava -> schema, 1 skipped" in outcome.out
+
+
+def test_preview_with_a_mask(vistoken, llava, full_checkpoint, tmp_path):
+    path, _ = llava
+    page = tmp_path / "page.html"
+    assert vistoken("data", "preview", path, page, "--model", full_checkpoint).code == 0
+    assert 'class="supervised"' in page.read_text()
+    assert "visual tokens]" in page.read_text()
+    vistoken("data", "preview", path, page, "--template", "chatml").failed(2, "--model")
