@@ -96,3 +96,19 @@ def test_full_tuning_after_lora_is_refused(model):
     apply_groups(model, stage(language={"train": "lora"}))
     with pytest.raises(UsageError, match="merge them first"):
         apply_groups(model, stage(language={"train": "full"}))
+
+
+@pytest.mark.parametrize("method", ["int8", "nf4"])
+def test_adapters_learn_over_quantised_weights(model, method):
+    pytest.importorskip("torchao" if method == "int8" else "bitsandbytes")
+    ids = torch.tensor([[3, 10, 11, 12]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+    apply_groups(model, stage(language={"train": "lora", "quantization": method, "lora": {"r": 2}}))
+    logits = model(input_ids=ids).logits
+    assert 0 < (logits - before).abs().max() < 0.2 * before.abs().max()  # rounded, not ruined
+    logits.square().sum().backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert all("lora_" in name for name in grads)
+    assert all(grad is not None for grad in grads.values())
+    assert any(grad.any() for name, grad in grads.items() if "lora_B" in name)

@@ -7,6 +7,8 @@ from safetensors.torch import load_file, save_file
 from vistoken.core.errors import DataError, UsageError, WeightsError
 from vistoken.models.modeling import VistokenForConditionalGeneration
 from vistoken.train.config import parse_config
+from vistoken.train.objectives import StepLoss
+from vistoken.train.objectives.name_alignment import NameAlignment
 from vistoken.train.run import last_checkpoint, train
 from vistoken.train.samples import group_examples, read_examples
 from vistoken.train.trainer import VistokenTrainer, schedule
@@ -238,10 +240,7 @@ def test_the_clock_ends_a_stage(data, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        VistokenTrainer,
-        "_alignment_loss",
-        lambda *_: torch.tensor(float("nan"), requires_grad=True),
-    )
+    nothing = StepLoss(torch.tensor(float("nan"), requires_grad=True), 1)
+    monkeypatch.setattr(NameAlignment, "loss", lambda *_: nothing)
     with pytest.raises(DataError, match="the loss is nan at step 0"):
         train(configuration(data, tmp_path / "h", stages=[ALIGN]))

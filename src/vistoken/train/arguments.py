@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import TrainingArguments
 
+from vistoken.core.errors import MachineError
 from vistoken.train.settings import StageConfig
 
 
 def training_arguments(
-    stage: StageConfig, folder: Path, seed: int, bf16: bool, use_cpu: bool
+    stage: StageConfig,
+    folder: Path,
+    seed: int,
+    bf16: bool,
+    use_cpu: bool,
+    report_to: Sequence[str] = (),
 ) -> TrainingArguments:
-    """The Trainer's arguments of a stage; nothing reports over the network."""
+    """The Trainer's arguments of a stage.
+
+    Args:
+        stage: The stage.
+        folder: Its folder.
+        seed: Seed of the data order.
+        bf16: Whether to compute in bfloat16.
+        use_cpu: Whether to stay on the CPU.
+        report_to: Trackers to log to; none reports over the network unless named here.
+
+    Raises:
+        MachineError: A tracker's package is not installed.
+    """
+    for tracker in report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise MachineError(f"report_to: {tracker} is not installed; pip install {tracker}")
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=-1 if stage.steps is None else stage.steps,
@@ -28,7 +51,7 @@ def training_arguments(
         save_total_limit=stage.keep,
         remove_unused_columns=False,
         disable_tqdm=True,
-        report_to=[],
+        report_to=list(report_to),
         seed=seed,
         data_seed=seed,
         bf16=bf16,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset
 
 from vistoken.core.errors import DataError
 from vistoken.data.messages import Message, from_llava, image_paths, name_sample, read_messages
+from vistoken.data.reading import BadSamples, open_rows, read_good
 from vistoken.train.alignment import Scene, read_scenes, scenes_file
 
 
@@ -61,25 +61,36 @@ class Items(Dataset[Any]):
         return self.items[index]
 
 
-def read_examples(files: Sequence[Path], image_root: Path | None) -> list[Example]:
-    """Read data files of the messages schema.
+def read_examples(
+    files: Sequence[Path], image_root: Path | None, bad: BadSamples | None = None
+) -> list[Example]:
+    """Read data files.
 
     Args:
-        files: JSON Lines files of the messages schema, or LLaVA's JSON lists (``.json``).
+        files: Files of the messages schema, or of LLaVA's records; whatever
+            :func:`vistoken.data.reading.open_rows` opens.
         image_root: Folder of the image paths; each file's own when None.
+        bad: What to do with faulty rows; the first one stops the reading when None.
 
     Raises:
         DataError: A file is missing or empty, a row breaks the schema, or a picture is missing.
     """
+    bad = bad or BadSamples()
     examples: list[Example] = []
     for path in files:
         root = image_root or path.parent
-        before = len(examples)
         known: set[str] = set()  # paths that exist
-        for where, row in _rows(path):
-            examples.append(_example(row, where, root, known))
-        if len(examples) == before:
-            raise DataError(f"data file {path} has no rows")
+
+        def read(
+            row: dict[str, Any], where: str, root: Path = root, known: set[str] = known
+        ) -> Example:
+            return _example(row, where, root, known)
+
+        examples += [example for _, example in read_good(open_rows(path), read, bad)]
+    if not examples:
+        raise DataError(
+            f"no usable row in {', '.join(map(str, files))}; {bad.skipped} were skipped"
+        )
     return examples
 
 
@@ -113,40 +124,9 @@ def read_pictures(files: Sequence[Path], image_root: Path | None) -> list[SceneP
     return pictures
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a data file with their place in it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"data file {path} cannot be read: {error.strerror}") from error
-    if path.suffix == ".json":
-        records = _parse(text, str(path))
-        if not isinstance(records, list):
-            raise DataError(f"{path}: a .json data file must be a list of LLaVA's records")
-        for number, record in enumerate(records):
-            where = f"{path}, record {number}"
-            yield where, from_llava(_object(record, where), where)
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            yield where, _object(_parse(line, where), where)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON ({error})") from error
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: must be a JSON object")
-    return value
-
-
 def _example(row: dict[str, Any], where: str, root: Path, known: set[str]) -> Example:
+    if "conversations" in row:
+        row = from_llava(row, where)
     messages = read_messages(row, where)
     paths = image_paths(messages)
     for path in paths:

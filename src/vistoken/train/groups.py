@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from vistoken.core.errors import UsageError
+from vistoken.models.quantize import quantize_language_model
 from vistoken.train.config import GROUP_NAMES, GroupConfig, GroupName, LoraConfigFields, StageConfig
 
 if TYPE_CHECKING:
@@ -77,6 +78,10 @@ def apply_groups(model: VistokenForConditionalGeneration, stage: StageConfig) ->
     """
     language = stage.group("language")
     if language.train == "lora" and not lora_layers(model):
+        if language.quantization is not None:
+            quantize_language_model(model, language.quantization)
+            # PEFT picks its adapter for 4-bit layers by this mark
+            model.is_loaded_in_4bit = language.quantization == "nf4"
         inject_lora(model, language.lora)
     if language.train == "full" and lora_layers(model):
         raise UsageError(

@@ -65,12 +65,16 @@ class Meter:
         self._supervised += supervised
         self._visual += visual
 
-    def read(self) -> dict[str, float]:
-        """Metrics of the interval; begins the next one."""
+    def read(self, unit: str = "questions") -> dict[str, float]:
+        """Metrics of the interval; begins the next one.
+
+        Args:
+            unit: What is counted, ``questions`` or ``images``.
+        """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         values = {
-            "questions": self.questions,
-            "questions_per_s": self._interval_questions / seconds,
+            unit: self.questions,
+            f"{unit}_per_s": self._interval_questions / seconds,
             "tokens_per_s": self._tokens / seconds,
             "visual_tokens_per_s": self._visual / seconds,
             "supervised_share": self._supervised / max(self._tokens, 1),
@@ -90,6 +94,21 @@ class Meter:
         self.questions = state["questions"]
         for kind, values in state["matches"].items():
             self._matches[kind].extend(values)
+
+
+def peak_memory() -> int:
+    """Most bytes this process has held: of the GPU where there is one, else of main memory.
+
+    0 where the system does not say (Windows).
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class JsonLines(TrainerCallback):
@@ -165,20 +184,28 @@ class Progress(TrainerCallback):
     def _note(logs: dict[str, Any]) -> str:
         parts = []
         for key, form in _SHOWN:
-            if key in logs:
+            # counts of faults are shown once there are any
+            if logs.get(key) or (key in logs and key not in _FAULTS):
                 parts.append(form.format(logs[key]))
         exact = {k.removeprefix("exact/"): v for k, v in logs.items() if k.startswith("exact/")}
         parts += [f"{kind} {value:.2f}" for kind, value in exact.items()]
         return "  ".join(parts)
 
 
+_FAULTS = ("too_long_turns", "too_long_samples", "bad_samples")
 _SHOWN: Sequence[tuple[str, str]] = (
     ("loss", "loss {:.3f}"),
     ("learning_rate", "lr {:.1e}"),
     ("questions_per_s", "{:.1f} q/s"),
     ("tokens_per_s", "{:.0f} tok/s"),
     ("images_per_s", "{:.1f} img/s"),
+    ("visual_tokens_per_s", "{:.0f} visual/s"),
+    ("supervised_share", "{:.0%} supervised"),
     ("retrieval/names", "retrieval {:.3f}"),
     ("retrieval/colours", "colours {:.3f}"),
+    ("too_long_turns", "{:.0f} rounds too long"),
+    ("too_long_samples", "{:.0f} samples too long"),
+    ("bad_samples", "{:.0f} bad samples"),
+    ("peak_memory_mb", "{:.0f} MB"),
     ("eta_s", "ETA {:.0f} s"),
 )

@@ -1,4 +1,4 @@
-"""Shared-prefix packing: one picture, many questions, one pass of the decoder.
+"""Packing: one picture, many questions, one pass of the decoder; many samples, one row.
 
 Rows about the same picture share their tokens up to the question. They become one sequence:
 
@@ -7,12 +7,16 @@ Rows about the same picture share their tokens up to the question. They become o
 Each branch sees the prefix and itself, and its positions go on from the prefix's end, so every
 branch gets what it would get in a sequence of its own. Targets are listed as (hidden state, token)
 pairs, because the prefix's last state predicts the first token of several branches.
+
+Such sequences, of different samples, can follow each other in one row. None sees another, and
+positions start again with each, so a row holds no padding and changes no result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -20,25 +24,21 @@ from transformers import PretrainedConfig
 
 from vistoken.core.errors import UsageError
 from vistoken.models._compat import attention_backend
+from vistoken.train.prefixes import IGNORE, Row, sharable_prefix, shared_prefix
 
-IGNORE = -100
-
-
-@dataclass(frozen=True)
-class Row:
-    """One tokenised row of data.
-
-    Attributes:
-        input_ids: Token ids, pictures expanded.
-        labels: Token id where supervised, -100 elsewhere.
-        image_end: Position after the last picture's tokens, 0 without pictures.
-        kind: What the row asks, for metrics by kind.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    image_end: int
-    kind: str = ""
+__all__ = [
+    "IGNORE",
+    "Packed",
+    "PackedBatch",
+    "Row",
+    "batch_packed",
+    "decoder_mask",
+    "fit_rows",
+    "join",
+    "pack",
+    "sharable_prefix",
+    "shared_prefix",
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Packed:
         targets: (M,) int64, supervised tokens.
         rows: (M,) int64, number of the row a target belongs to.
         kinds: Kind of every row.
+        sample: (n,) int64, number of the sequence that a position belongs to.
     """
 
     input_ids: Tensor
@@ -62,13 +63,15 @@ class Packed:
     targets: Tensor
     rows: Tensor
     kinds: tuple[str, ...]
+    sample: Tensor
 
     def mask(self) -> Tensor:
         """Who sees whom: (n, n) bool, True where row attends to column."""
         n = len(self.branch)
         causal = torch.ones(n, n, dtype=torch.bool).tril()
+        same_sample = self.sample[:, None] == self.sample[None, :]
         same = self.branch[:, None] == self.branch[None, :]
-        return causal & (same | (self.branch[None, :] == -1))
+        return causal & same_sample & (same | (self.branch[None, :] == -1))
 
 
 @dataclass(frozen=True)
@@ -119,24 +122,6 @@ def decoder_mask(mask: Tensor, config: PretrainedConfig, dtype: torch.dtype) -> 
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, lowest)
 
 
-def shared_prefix(rows: Sequence[Row]) -> int:
-    """Length of the prefix that rows share and none is supervised in.
-
-    Raises:
-        ValueError: The rows differ before the end of the picture.
-    """
-    limit = min(_unsupervised(row) for row in rows)
-    # every branch keeps a token of its own
-    limit = min(limit, min(len(row.input_ids) for row in rows) - 1)
-    first = rows[0].input_ids
-    length = 0
-    while length < limit and all(row.input_ids[length] == first[length] for row in rows[1:]):
-        length += 1
-    if length < max(row.image_end for row in rows):
-        raise ValueError("rows packed behind one picture must have the same text before it")
-    return length
-
-
 def pack(rows: Sequence[Row]) -> Packed:
     """Put rows about the same picture(s) behind one prefix.
 
@@ -172,7 +157,50 @@ def pack(rows: Sequence[Row]) -> Packed:
         torch.tensor(targets),
         torch.tensor(owners),
         tuple(row.kind for row in rows),
+        torch.zeros(len(ids), dtype=torch.int64),
     )
+
+
+def join(sequences: Sequence[Packed]) -> Packed:
+    """Put packed sequences one behind the other; none sees another, each has its own positions."""
+    if len(sequences) == 1:
+        return sequences[0]
+    starts = [0, *accumulate(len(sequence.input_ids) for sequence in sequences)]
+    firsts = [0, *accumulate(len(sequence.kinds) for sequence in sequences)]
+    samples = [0, *accumulate(int(sequence.sample[-1]) + 1 for sequence in sequences)]
+    return Packed(
+        torch.cat([sequence.input_ids for sequence in sequences]),
+        torch.cat([sequence.position_ids for sequence in sequences]),
+        torch.cat([sequence.branch for sequence in sequences]),
+        torch.cat([s.sources + start for s, start in zip(sequences, starts, strict=False)]),
+        torch.cat([sequence.targets for sequence in sequences]),
+        torch.cat([s.rows + first for s, first in zip(sequences, firsts, strict=False)]),
+        tuple(kind for sequence in sequences for kind in sequence.kinds),
+        torch.cat([s.sample + first for s, first in zip(sequences, samples, strict=False)]),
+    )
+
+
+def fit_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Distribute sequences over few rows: the longest first, each into the first row with room.
+
+    Args:
+        lengths: Tokens of each sequence.
+        budget: Most tokens of a row; a single longer sequence makes a row of its own.
+
+    Returns:
+        Numbers of the sequences of each row, ascending within a row, rows by their first one.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        fitting = (place for place, left in enumerate(room) if left >= lengths[number])
+        place = next(fitting, len(rows))
+        if place == len(rows):
+            rows.append([])
+            room.append(budget)
+        rows[place].append(number)
+        room[place] -= lengths[number]
+    return sorted(sorted(row) for row in rows)
 
 
 def batch_packed(samples: Sequence[Packed], pad_id: int) -> PackedBatch:
@@ -203,11 +231,3 @@ def batch_packed(samples: Sequence[Packed], pad_id: int) -> PackedBatch:
         tuple(kinds),
         sum(len(sample.input_ids) for sample in samples),
     )
-
-
-def _unsupervised(row: Row) -> int:
-    """Number of positions before the first supervised one."""
-    for place, label in enumerate(row.labels):
-        if label != IGNORE:
-            return place
-    return len(row.labels)

@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
-from vistoken.core.errors import UsageError, WeightsError
-from vistoken.models.build import build, references_of
+from vistoken.core.errors import WeightsError
+from vistoken.data.reading import BadSamples
 from vistoken.models.checkpoint import save_light
-from vistoken.models.modeling import VistokenForConditionalGeneration
-from vistoken.models.processing import VistokenProcessor
-from vistoken.models.recipe import load_recipe
-from vistoken.models.references import Reference, read_references
 from vistoken.train.arguments import training_arguments
-from vistoken.train.cache import Compute, FeatureCache, fast_compute
 from vistoken.train.groups import GroupRow, apply_groups, format_table
+from vistoken.train.objectives import find_objective
+from vistoken.train.opening import OpenRun, open_run, stage_encoder
 from vistoken.train.run_folder import (
     DONE,
     METRICS,
@@ -30,9 +27,9 @@ from vistoken.train.run_folder import (
     last_checkpoint,
     write_record,
 )
-from vistoken.train.samples import CachedEncoder, Encoder, PixelEncoder, SceneCollator
+from vistoken.train.samples import CachedEncoder, QuestionCollator, SceneCollator
 from vistoken.train.settings import RunConfig, StageConfig
-from vistoken.train.stage_data import name_space, probe_pictures, stage_collator, stage_items
+from vistoken.train.stage_data import fill_cache, name_space, probe_pictures, stage_items
 from vistoken.train.standardise import standardise
 from vistoken.train.trained import TRAINED, read_trained, write_atomically, write_trained
 from vistoken.train.trainer import VistokenTrainer
@@ -52,6 +49,7 @@ class StageReport:
         name: The stage.
         groups: What is trained, part by part.
         samples: Samples of one pass over the data.
+        left_out: Samples and rounds that were not trained on, by reason.
         steps: Optimiser steps done; 0 in a dry run.
         seconds: Wall time of the training loop.
     """
@@ -61,6 +59,7 @@ class StageReport:
     samples: int
     steps: int = 0
     seconds: float = 0.0
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,29 +73,6 @@ class RunReport:
 
     stages: tuple[StageReport, ...]
     model: Path | None
-
-
-@dataclass
-class _Run:
-    config: RunConfig
-    model: VistokenForConditionalGeneration
-    processor: VistokenProcessor
-    references: list[Reference]
-    bf16: bool
-    device: torch.device
-    cache: FeatureCache | None = None
-    encode: Encoder = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.config.cache is not None:
-            compute: Compute = "bfloat16" if self.bf16 else "float32"
-            self.cache = FeatureCache(self.config.cache, self.model, self.processor, compute)
-            self.encode = CachedEncoder(self.cache)
-        else:
-            self.encode = PixelEncoder(self.processor)
-
-    def folder(self, stage: StageConfig) -> Path:
-        return self.config.output / "stages" / stage.name
 
 
 def train(
@@ -122,7 +98,7 @@ def train(
     if not dry_run:
         claim(config, resume)
     began = time.time()
-    run = _open(config)
+    run = open_run(config)
     started = _start_weights(run, resume)
     reports = []
     for stage in config.stages:
@@ -164,7 +140,7 @@ class _Started:
             )
 
 
-def _start_weights(run: _Run, resume: bool) -> _Started:
+def _start_weights(run: OpenRun, resume: bool) -> _Started:
     done: list[str] = []
     weights: Path | None = None
     if run.config.init is not None:
@@ -183,7 +159,7 @@ def _start_weights(run: _Run, resume: bool) -> _Started:
 
 
 def _run_stage(
-    run: _Run,
+    run: OpenRun,
     stage: StageConfig,
     started: _Started,
     dry_run: bool,
@@ -197,84 +173,64 @@ def _run_stage(
     if started.weights is not None:
         read_trained(run.model, started.weights, others_allowed=True)
         started.weights = None
-    encode = _stage_encoder(run, stage)
-    items, images = stage_items(run.config, stage)
+    encode = stage_encoder(run, stage)
+    bad = BadSamples(run.config.on_bad_sample)
+    data = stage_items(run.config, stage, bad)
     probe = probe_pictures(run.config, stage)
-    report = StageReport(stage.name, tuple(table), len(items))
-    logger.info("stage %s, %d samples\n%s", stage.name, len(items), format_table(table))
+    report = StageReport(stage.name, tuple(table), len(data.items), left_out=_left_out(bad))
+    logger.info("stage %s, %d samples\n%s", stage.name, len(data.items), format_table(table))
     started.done.add(stage.name)
     if dry_run:
         return report
+    readable = data.images
     if isinstance(encode, CachedEncoder):
-        wanted = [*images, *(picture.image for picture in probe)]
-        _fill(encode.cache, wanted, progress)
+        wanted = [*data.images, *(picture.image for picture in probe)]
+        unreadable = fill_cache(encode.cache, wanted, run.config.on_bad_sample == "skip", progress)
+        readable = [image for image in data.images if image not in unreadable]
     run.model.to(run.device)
-    standardise(run.model, encode, images[:_STANDARDISE_ON])
+    standardise(run.model, encode, readable[:_STANDARDISE_ON])
     folder = run.folder(stage)
+    objective = find_objective(stage.objective)
+    collate = objective.collator(stage, run.processor, encode, bad)
     trainer = VistokenTrainer(
         run.model,
         training_arguments(
-            stage, folder, run.config.seed, run.bf16, use_cpu=run.device.type == "cpu"
+            stage,
+            folder,
+            run.config.seed,
+            run.bf16,
+            use_cpu=run.device.type == "cpu",
+            report_to=run.config.report_to,
         ),
         stage,
-        items,
-        stage_collator(stage, run.processor, encode),
+        data.items,
+        collate,
         run.config.output / METRICS,
         name_space(run.config, stage, run.model, run.processor, probe),
         probe,
         SceneCollator(encode),
+        data.lengths,
+        lambda: _left_out(bad, collate),
     )
     checkpoint = last_checkpoint(folder) if resume else None
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     write_trained(run.model, folder / TRAINED)
-    report = StageReport(stage.name, tuple(table), len(items), result.global_step, trainer.elapsed)
+    report = StageReport(
+        stage.name,
+        tuple(table),
+        len(data.items),
+        result.global_step,
+        trainer.elapsed,
+        _left_out(bad, collate),
+    )
     final = {**asdict(report), **trainer.retrieve_names(), **trainer.meter.read()}
     write_atomically(folder / DONE, (json.dumps(final, indent=2) + "\n").encode())
     return report
 
 
-def _open(config: RunConfig) -> _Run:
-    bf16 = config.precision == "bfloat16" or (
-        config.precision == "auto" and fast_compute() == "bfloat16"
-    )
-    source = Path(config.recipe)
-    references: list[Reference]
-    if source.is_dir():
-        model = VistokenForConditionalGeneration.from_pretrained(source)
-        processor = VistokenProcessor.from_pretrained(source)
-        references = read_references(source)
-    else:
-        recipe = load_recipe(config.recipe)
-        model, processor = build(recipe)
-        references = references_of(recipe)
-    if bf16:
-        # frozen weights are stored in the type they are used in: autocast would cast them anew
-        model.model.language_model.to(torch.bfloat16)
-        model.lm_head.to(torch.bfloat16)
-        model.tie_weights()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return _Run(config, model.to(device), processor, references, bf16, device)
-
-
-def _stage_encoder(run: _Run, stage: StageConfig) -> Encoder:
-    if run.cache is not None and stage.group("vision").train != "frozen":
-        raise UsageError(
-            f"stage {stage.name!r} trains the vision towers, whose features cannot come from a "
-            "cache; set cache: null"
-        )
-    return run.encode
-
-
-def _fill(
-    cache: FeatureCache,
-    images: Iterable[Path],
-    progress: Callable[[str, int, int], None] | None,
-) -> None:
-    def tell(done: int, total: int) -> None:
-        if progress is not None:
-            progress("encode images", done, total)
-        if done == total or done % 200 < 8:
-            logger.info("encoded %d of %d images", done, total)
-
-    report = cache.fill(list(images), progress=tell)
-    logger.info("%d images cached, %.1f img/s", report.images, report.images_per_second)
+def _left_out(bad: BadSamples, collate: object = None) -> dict[str, int]:
+    counts = {"bad_samples": bad.skipped}
+    if isinstance(collate, QuestionCollator):
+        counts["too_long_turns"] = collate.make.counts.turns
+        counts["too_long_samples"] = collate.make.counts.samples
+    return counts

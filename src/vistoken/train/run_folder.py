@@ -23,7 +23,15 @@ DONE = "done.json"
 _CONFIG = "config.yaml"
 _RUN = "run.json"
 # changing these does not change what is learned
-_FREE = ("log_every", "save_every", "keep", "retrieval_every", "retrieval_images", "minutes")
+_FREE = (
+    "log_every",
+    "save_every",
+    "keep",
+    "retrieval_every",
+    "retrieval_images",
+    "minutes",
+    "report_to",
+)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from vistoken.core.errors import DataError
 from vistoken.core.tables import split_media
-from vistoken.data.labels import encode_conversation
+from vistoken.data.reading import BadSamples
 from vistoken.train.encoders import CachedEncoder, Encoder, Pictures, PixelEncoder
 from vistoken.train.examples import (
     Example,
@@ -19,7 +21,17 @@ from vistoken.train.examples import (
     read_examples,
     read_pictures,
 )
-from vistoken.train.packing import Packed, PackedBatch, Row, batch_packed, pack
+from vistoken.train.packing import (
+    Packed,
+    PackedBatch,
+    batch_packed,
+    fit_rows,
+    join,
+    pack,
+    sharable_prefix,
+)
+from vistoken.train.rows import MadeRow, RowMaker
+from vistoken.train.settings import TooLong
 
 if TYPE_CHECKING:
     from vistoken.models.processing import VistokenProcessor
@@ -42,6 +54,14 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class _Sequence:
+    """A packed sequence and the numbers of its pictures in the batch."""
+
+    packed: Packed
+    media: tuple[int, ...]
+
+
 @dataclass
 class QuestionCollator:
     """Groups of questions -> packed batch with pictures.
@@ -50,28 +70,74 @@ class QuestionCollator:
         processor: Tokenizer and token counts.
         template: Text of the chat template.
         encode: Gives the pictures.
-        max_length: Most tokens of a packed sequence's prefix plus one branch.
+        max_length: Most tokens of a packed sequence's prefix plus one branch; with
+            ``pack_samples`` also of a row.
+        too_long: What becomes of longer samples.
+        pack_samples: Put several sequences into one row instead of padding each.
+        bad: What to do with faulty samples; the default stops at the first.
     """
 
     processor: VistokenProcessor
     template: str
     encode: Encoder
     max_length: int
+    too_long: TooLong = "error"
+    pack_samples: bool = False
+    bad: BadSamples = field(default_factory=BadSamples)
+
+    def __post_init__(self) -> None:
+        self.make = RowMaker(
+            self.processor, self.template, self.max_length, self.too_long, self.bad
+        )
 
     def __call__(self, groups: Sequence[QuestionGroup]) -> dict[str, Any]:
-        """Batch of :class:`PackedBatch` and :class:`Pictures`; ``labels`` are the targets."""
-        images = [image for group in groups for image in group.images]
-        pictures = self.encode(images) if images else None
+        """Batch of :class:`PackedBatch` and :class:`Pictures`; ``labels`` are the targets.
+
+        Where every sample was dropped, ``batch`` is None and ``labels`` is empty.
+        """
+        readable, pictures = self._encode(groups)
         counts = self._counts(pictures)
-        samples = []
+        sequences: list[_Sequence] = []
         start = 0
-        for group in groups:
+        for group in readable:
             stop = start + len(group.images)
-            samples.append(self._pack(group, counts[start:stop]))
+            sequences += self._sequences(group, range(start, stop), counts[start:stop])
             start = stop
+        if not sequences:
+            return {"batch": None, "pictures": None, "labels": torch.empty(0, dtype=torch.int64)}
+        rows = self._rows(sequences)
         pad = self.processor.tokenizer.pad_token_id
-        batch = batch_packed(samples, self.processor.tokenizer.eos_token_id if pad is None else pad)
-        return {"batch": batch, "pictures": pictures, "labels": batch.targets}
+        batch = batch_packed(
+            [join([sequence.packed for sequence in row]) for row in rows],
+            self.processor.tokenizer.eos_token_id if pad is None else pad,
+        )
+        media = [medium for row in rows for sequence in row for medium in sequence.media]
+        shown = pictures.take(media) if pictures is not None and media else None
+        return {"batch": batch, "pictures": shown, "labels": batch.targets}
+
+    def _encode(
+        self, groups: Sequence[QuestionGroup]
+    ) -> tuple[Sequence[QuestionGroup], Pictures | None]:
+        """Groups whose pictures can be read, and the pictures."""
+        try:
+            return groups, self._pictures(groups)
+        except DataError:
+            if self.bad.policy == "error":
+                raise
+        readable = []
+        for group in groups:
+            try:
+                self._pictures([group])
+            except DataError as error:
+                for example in group.examples:
+                    self.bad.take(DataError(f"{example.where}: {error}"))
+            else:
+                readable.append(group)
+        return readable, self._pictures(readable)
+
+    def _pictures(self, groups: Sequence[QuestionGroup]) -> Pictures | None:
+        images = [image for group in groups for image in group.images]
+        return self.encode(images) if images else None
 
     def _counts(self, pictures: Pictures | None) -> list[int]:
         if pictures is None:
@@ -79,25 +145,27 @@ class QuestionCollator:
         plan = self.processor.image_processor.plan
         return [len(plan.arrange(table).order) for table in split_media(pictures.view_table)]
 
-    def _pack(self, group: QuestionGroup, counts: Sequence[int]) -> Packed:
-        rows = []
-        for example in group.examples:
-            encoded = encode_conversation(
-                self.processor.tokenizer,
-                self.template,
-                example.messages,
-                counts,
-                self.processor.image_token,
-                where=example.where,
-            )
-            if len(encoded.input_ids) > self.max_length:
-                raise DataError(
-                    f"{example.where}: {len(encoded.input_ids)} tokens, max_length is "
-                    f"{self.max_length}; shorten the conversation or raise max_length"
-                )
-            end = encoded.images[-1][1] if encoded.images else 0
-            rows.append(Row(encoded.input_ids, encoded.labels, end, example.kind))
-        return pack(rows)
+    def _sequences(
+        self, group: QuestionGroup, media: Sequence[int], counts: Sequence[int]
+    ) -> list[_Sequence]:
+        """One sequence per prefix; rows that begin alike share it."""
+        alone = len(group.examples) == 1
+        made = [self.make(example, counts, keep_images=not alone) for example in group.examples]
+        shared: dict[object, list[MadeRow]] = {}
+        for number, row in enumerate(made):
+            if row is not None:
+                prefix = sharable_prefix(row.row)
+                shared.setdefault(number if prefix is None else prefix, []).append(row)
+        return [
+            _Sequence(pack([member.row for member in members]), tuple(media[: members[0].images]))
+            for members in shared.values()
+        ]
+
+    def _rows(self, sequences: list[_Sequence]) -> list[list[_Sequence]]:
+        if not self.pack_samples:
+            return [[sequence] for sequence in sequences]
+        lengths = [len(sequence.packed.input_ids) for sequence in sequences]
+        return [[sequences[n] for n in row] for row in fit_rows(lengths, self.max_length)]
 
 
 @dataclass

@@ -7,7 +7,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vistoken.core.errors import UsageError
+
 GroupName = Literal["vision", "connector", "spatial", "language"]
+TooLong = Literal["error", "drop-turns", "drop-sample"]
+Quantization = Literal["int8", "nf4"]
+Tracker = Literal["tensorboard", "trackio", "wandb"]
 GROUP_NAMES: tuple[GroupName, ...] = ("vision", "connector", "spatial", "language")
 
 
@@ -39,12 +44,15 @@ class GroupConfig(_Strict):
         lr: Learning rate at the end of the warm-up.
         weight_decay: Decoupled decay of matrices; biases, norms and gains are never decayed.
         lora: Adapter settings for ``train: lora``.
+        quantization: Keep the frozen weights under the adapters in ``int8`` or ``nf4``
+            (``train: lora`` only).
     """
 
     train: Literal["frozen", "full", "lora"] = "frozen"
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     lora: LoraConfigFields = LoraConfigFields()
+    quantization: Quantization | None = None
 
 
 class StageConfig(_Strict):
@@ -64,7 +72,16 @@ class StageConfig(_Strict):
         images_per_step: Images (next-token: sequences) in a micro-batch.
         accumulate: Micro-batches per optimiser step.
         questions_per_image: Most branches behind one image prefix; the rest form further samples.
-        max_length: Most tokens of a sample.
+        loss_average: With ``accumulate`` or several devices: ``micro-batch`` is the mean of the
+            micro-batches' means (the released recipe), ``tokens`` the mean over all targets of a
+            step, so that it does not matter how a step is cut into micro-batches.
+        max_length: Most tokens of a sample; of a row with ``pack_samples``.
+        too_long: A longer sample is an ``error``, loses rounds at its end (``drop-turns``) or is
+            left out (``drop-sample``); counted in the metrics. Nothing is cut inside a round.
+        pack_samples: Put the samples of a micro-batch into as few rows as hold them, instead of
+            padding each to the longest. Results do not change.
+        order: ``shuffle``, or ``modality-length``: every step has either pictures or text only,
+            and samples of similar length side by side.
         schedule: Shape of the learning rate after the warm-up; ``cosine`` and ``linear`` end at 0.
         warmup: Share of the steps with a rising rate.
         clip: Largest gradient norm; 0 does not clip.
@@ -80,7 +97,7 @@ class StageConfig(_Strict):
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    objective: Literal["next-token", "name-alignment"] = "next-token"
+    objective: str = "next-token"
     needs: str | None = None
     template: str | None = None
     data: tuple[Path, ...] | None = Field(default=None, min_length=1)
@@ -92,7 +109,11 @@ class StageConfig(_Strict):
     images_per_step: int = Field(default=1, ge=1)
     accumulate: int = Field(default=1, ge=1)
     questions_per_image: int = Field(default=10, ge=1)
+    loss_average: Literal["micro-batch", "tokens"] = "micro-batch"
     max_length: int = Field(default=2048, ge=8)
+    too_long: TooLong = "error"
+    pack_samples: bool = False
+    order: Literal["shuffle", "modality-length"] = "shuffle"
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.03, ge=0, lt=1)
     clip: float = Field(default=1.0, ge=0)
@@ -113,11 +134,26 @@ class StageConfig(_Strict):
         for name, group in self.groups.items():
             if group.train == "lora" and name != "language":
                 raise ValueError(f"groups.{name}.train: lora exists for language only")
+            if group.quantization is not None and group.train != "lora":
+                raise ValueError(f"groups.{name}.quantization needs train: lora")
         if all(group.train == "frozen" for group in self.groups.values()):
             raise ValueError("every part is frozen; set train: full or lora for one of groups")
-        if self.objective == "name-alignment" and self.group("language").train != "frozen":
-            raise ValueError("name-alignment never runs the language model; freeze it")
+        self._check_objective()
         return self
+
+    def _check_objective(self) -> None:
+        from vistoken.train.objectives import find_objective  # objectives read these settings
+
+        try:
+            objective = find_objective(self.objective)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        if objective.runs_language_model:
+            return
+        if self.group("language").train != "frozen":
+            raise ValueError(f"{self.objective} never runs the language model; freeze it")
+        if self.loss_average == "tokens" or self.order != "shuffle":
+            raise ValueError(f"loss_average and order do not apply to {self.objective}")
 
     def group(self, name: GroupName) -> GroupConfig:
         """Settings of a part; frozen when the stage does not name it."""
@@ -138,6 +174,9 @@ class RunConfig(_Strict):
         cache: Folder of the feature cache; None encodes every time.
         precision: Arithmetic of the language model and connector; ``auto`` is bfloat16 where the
             hardware computes in it.
+        on_bad_sample: A faulty row or picture is an ``error``, or ``skip`` reports and counts it.
+        report_to: Trackers beside ``metrics.jsonl``, none by default; ``wandb`` and ``trackio``
+            may use the network as their own settings say.
         stages: Stages in order.
     """
 
@@ -150,6 +189,8 @@ class RunConfig(_Strict):
     init: Path | None = None
     cache: Path | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    on_bad_sample: Literal["error", "skip"] = "error"
+    report_to: tuple[Tracker, ...] = ()
     stages: tuple[StageConfig, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -157,4 +198,10 @@ class RunConfig(_Strict):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"two stages have one name: {', '.join(names)}")
+        adapted = [s.group("language") for s in self.stages if s.group("language").train == "lora"]
+        if len({group.quantization for group in adapted}) > 1:
+            raise ValueError(
+                "stages share one model with LoRA; give all of them the same "
+                "groups.language.quantization"
+            )
         return self

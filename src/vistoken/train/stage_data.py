@@ -1,27 +1,26 @@
-"""What a stage learns from: its items, their batches, and the pictures it is probed with."""
+"""What a stage learns from, and the pictures it is probed with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vistoken.models.templates import load_template
+from vistoken.core.errors import DataError
+from vistoken.data.reading import BadSamples
+from vistoken.models.images import open_image
 from vistoken.train.alignment import NameSpace, scenes_file, vocabulary
-from vistoken.train.samples import (
-    Encoder,
-    QuestionCollator,
-    SceneCollator,
-    ScenePicture,
-    group_examples,
-    read_examples,
-    read_pictures,
-)
+from vistoken.train.cache import FeatureCache
+from vistoken.train.examples import ScenePicture, read_pictures
+from vistoken.train.objectives import StageItems, find_objective
 from vistoken.train.settings import RunConfig, StageConfig
 
 if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration
     from vistoken.models.processing import VistokenProcessor
+
+logger = logging.getLogger(__name__)
 
 
 def stage_files(config: RunConfig, stage: StageConfig) -> tuple[tuple[Path, ...], Path | None]:
@@ -30,15 +29,10 @@ def stage_files(config: RunConfig, stage: StageConfig) -> tuple[tuple[Path, ...]
     return files, config.image_root if stage.image_root is None else stage.image_root
 
 
-def stage_items(config: RunConfig, stage: StageConfig) -> tuple[list[Any], list[Path]]:
+def stage_items(config: RunConfig, stage: StageConfig, bad: BadSamples) -> StageItems:
     """What a stage draws batches from, and every picture in it."""
     files, root = stage_files(config, stage)
-    if stage.objective == "name-alignment":
-        pictures = read_pictures(files, root)
-        return list(pictures), [picture.image for picture in pictures]
-    examples = read_examples(files, root)
-    groups = group_examples(examples, stage.questions_per_image)
-    return list(groups), list(dict.fromkeys(image for group in groups for image in group.images))
+    return find_objective(stage.objective).read(files, root, stage, bad)
 
 
 def probe_pictures(config: RunConfig, stage: StageConfig) -> list[ScenePicture]:
@@ -57,7 +51,7 @@ def name_space(
     probe: Sequence[ScenePicture],
 ) -> NameSpace | None:
     """The words of a stage's annotations; None when nothing asks for them."""
-    if stage.objective != "name-alignment" and not probe:
+    if not find_objective(stage.objective).needs_names and not probe:
         return None
     files, root = stage_files(config, stage)
     annotated = [path for path in files if scenes_file(path).is_file()]
@@ -66,9 +60,45 @@ def name_space(
     return NameSpace(model, processor.tokenizer, words, stage.temperature)
 
 
-def stage_collator(stage: StageConfig, processor: VistokenProcessor, encode: Encoder) -> Any:
-    """Makes a stage's batches of its items."""
-    if stage.objective == "name-alignment":
-        return SceneCollator(encode)
-    template = load_template(stage.template) if stage.template else str(processor.chat_template)
-    return QuestionCollator(processor, template, encode, stage.max_length)
+def fill_cache(
+    cache: FeatureCache,
+    images: Sequence[Path],
+    skip: bool,
+    progress: Callable[[str, int, int], None] | None,
+) -> set[Path]:
+    """Encode a stage's pictures ahead.
+
+    Args:
+        cache: The cache.
+        images: Pictures.
+        skip: Pass over pictures that cannot be read; their samples are counted when they come up.
+        progress: Told what is being done, the number done and the total.
+
+    Returns:
+        Pictures that cannot be read.
+
+    Raises:
+        DataError: A picture cannot be read, without ``skip``.
+    """
+    unreadable = _unreadable(images) if skip else set()
+    wanted = [image for image in images if image not in unreadable]
+
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress("encode images", done, total)
+        if done == total or done % 200 < 8:
+            logger.info("encoded %d of %d images", done, total)
+
+    report = cache.fill(wanted, progress=tell)
+    logger.info("%d images cached, %.1f img/s", report.images, report.images_per_second)
+    return unreadable
+
+
+def _unreadable(images: Sequence[Path]) -> set[Path]:
+    broken: set[Path] = set()
+    for image in dict.fromkeys(images):
+        try:
+            open_image(image)
+        except DataError:
+            broken.add(image)
+    return broken

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from vistoken.core.errors import DataError
-from vistoken.train.alignment import NameSpace, PatchTokens, patch_tokens, score
+from vistoken.data.sampling import ModalityLengthSampler
+from vistoken.train.alignment import NameSpace
 from vistoken.train.arguments import schedule, training_arguments
+from vistoken.train.examples import Items, ScenePicture
 from vistoken.train.groups import optimizer_groups
-from vistoken.train.metrics import JsonLines, Meter, Progress
-from vistoken.train.packing import decoder_mask
-from vistoken.train.samples import Items, Pictures, SceneCollator, ScenePicture
+from vistoken.train.metrics import JsonLines, Meter, Progress, peak_memory
+from vistoken.train.objectives import StepLoss, find_objective
+from vistoken.train.probe import NameProbe
+from vistoken.train.samples import SceneCollator
 from vistoken.train.settings import StageConfig
 from vistoken.train.trained import (
     TRAINED,
@@ -33,7 +36,6 @@ from vistoken.train.trained import (
 
 if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration
-    from vistoken.models.outputs import ImageFeatures
 
 __all__ = [
     "TRAINED",
@@ -49,6 +51,10 @@ __all__ = [
 _SESSION = "session.json"
 
 
+def _no_counts() -> dict[str, int]:
+    return {}
+
+
 class VistokenTrainer(Trainer):
     """Trains one stage.
 
@@ -62,6 +68,8 @@ class VistokenTrainer(Trainer):
         names: Words for alignment and retrieval; None without annotations.
         probe: Annotated pictures for name retrieval.
         probe_collate: Makes a batch of them.
+        lengths: Grouping length of each item, for ``order: modality-length``.
+        counts: Says what was left out so far, for the metrics.
     """
 
     optimizer: Any
@@ -78,16 +86,18 @@ class VistokenTrainer(Trainer):
         names: NameSpace | None = None,
         probe: Sequence[ScenePicture] = (),
         probe_collate: SceneCollator | None = None,
+        lengths: Sequence[int] = (),
+        counts: Callable[[], dict[str, int]] = _no_counts,
     ) -> None:
         self.stage = stage
+        self.objective = find_objective(stage.objective)(names)
         self.meter = Meter()
-        self.names = names
-        self.probe = list(probe)
-        self.probe_collate = probe_collate
+        self.probe = NameProbe(names, probe, probe_collate)
+        self.lengths = lengths
+        self.counts = counts
         self.progress = Progress(stage.name)
         self._elapsed_before = 0.0
         self._began = time.perf_counter()
-        self._retrieved: dict[str, float] = {}
         super().__init__(
             model=model,
             args=args,
@@ -96,11 +106,21 @@ class VistokenTrainer(Trainer):
             callbacks=[self.progress, JsonLines(metrics, stage.name)],
         )
         self.remove_callback(PrinterCallback)
-        # the loss is a mean over all targets of a step; num_items_in_batch is its divisor
-        self.model_accepts_loss_kwargs = True
+        # With tokens the Trainer counts a step's targets and leaves the division to compute_loss;
+        # otherwise it divides the mean of a micro-batch by the number of micro-batches.
+        self.model_accepts_loss_kwargs = stage.loss_average == "tokens"
         self._loss_shifts_labels = False
 
-    # -- optimisation ------------------------------------------------------------------------
+    # -- order and optimisation --------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        if self.stage.order == "shuffle":
+            sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
+            return sampler
+        together = self.accelerator.num_processes * self.stage.accumulate
+        return ModalityLengthSampler(
+            self.lengths, self.stage.images_per_step, together, self.args.seed
+        )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over the stage's parameter groups."""
@@ -144,8 +164,6 @@ class VistokenTrainer(Trainer):
             self.control.should_training_stop = True
         return loss
 
-    # -- loss --------------------------------------------------------------------------------
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -153,104 +171,42 @@ class VistokenTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Loss of a micro-batch, so scaled that a step's micro-batches add up to the mean."""
-        if self.stage.objective == "name-alignment":
-            loss = self._alignment_loss(inputs) / self.current_gradient_accumulation_steps
-        else:
-            loss = self._question_loss(inputs, num_items_in_batch)
+        """Loss of a micro-batch, as its step's average needs it."""
+        step = self.objective.loss(self.model, inputs, self.meter)
+        loss = step.mean if num_items_in_batch is None else self._share(step, num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
-    def _question_loss(self, inputs: dict[str, Any], divisor: Tensor | int | None) -> Tensor:
-        batch = inputs["batch"]
-        core = self.model.model
-        table = core.get_input_embeddings().weight
-        device = table.device
-        mask = decoder_mask(
-            batch.attention_mask.to(device), core.language_model.config, table.dtype
-        )
-        features = self._features(inputs["pictures"])
-        outputs = core(
-            input_ids=batch.input_ids.to(device),
-            position_ids=batch.position_ids.to(device),
-            attention_mask=mask,
-            mm_encoder_outputs=None if features is None else {"image": features},
-            use_cache=False,
-        )
-        hidden = outputs.last_hidden_state.flatten(0, 1)[batch.sources.to(device)]
-        logits = self.model.lm_head(hidden).float()
-        targets = batch.targets.to(device)
-        total = F.cross_entropy(logits, targets, reduction="sum")
-        visual = 0 if features is None else sum(len(rows) for rows in features.pooler_output)
-        self.meter.add(batch, logits.detach().argmax(-1), visual)
-        return total / (len(targets) if divisor is None else divisor)
+    def _share(self, step: StepLoss, targets_of_step: Tensor | int) -> Tensor:
+        """What a micro-batch adds to the mean over all targets of a step."""
+        # gradients are averaged over the processes whose targets were counted together
+        summed = self.args.average_tokens_across_devices
+        processes = self.accelerator.num_processes if summed else 1
+        return step.mean * (step.targets * processes / max(float(targets_of_step), 1.0))
 
-    def _alignment_loss(self, inputs: dict[str, Any]) -> Tensor:
-        if self.names is None:
-            raise ValueError("name-alignment needs names")
-        patches = self._patches(inputs["pictures"])
-        loss, found = score(self.names, patches, inputs["scenes"])
-        images = len(inputs["scenes"])
-        tokens = sum(len(picture.tokens) for picture in patches)
-        self.meter.count(images, tokens, found.names[1] + found.colours[1], tokens)
-        self._retrieved = {
-            "train_retrieval/names": found.name_accuracy,
-            "train_retrieval/colours": found.colour_accuracy,
-        }
-        return loss
-
-    def _features(self, pictures: Pictures | None) -> Any:
-        if pictures is None:
-            return None
-        features: ImageFeatures = self.model.get_image_features(
-            pixel_values=pictures.pixel_values,
-            view_table=pictures.view_table,
-            tower_features=pictures.tower_features,
-        )
-        return features
-
-    def _patches(self, pictures: Pictures) -> list[PatchTokens]:
-        features = pictures.tower_features
-        if features is None:
-            features, _ = self.model.model.encode(pictures.pixel_values, pictures.view_table)
-        return patch_tokens(self.model, features, pictures.view_table)
-
-    @torch.no_grad()
     def retrieve_names(self) -> dict[str, float]:
         """How often the connector's tokens of the probe pictures are nearest to the right word."""
-        if self.names is None or self.probe_collate is None or not self.probe:
-            return {}
-        names, colours = [0, 0], [0, 0]
-        for start in range(0, len(self.probe), 8):
-            batch = self.probe_collate(self.probe[start : start + 8])
-            _, found = score(self.names, self._patches(batch["pictures"]), batch["scenes"])
-            names = [a + b for a, b in zip(names, found.names, strict=True)]
-            colours = [a + b for a, b in zip(colours, found.colours, strict=True)]
-        return {
-            "retrieval/names": names[0] / max(names[1], 1),
-            "retrieval/colours": colours[0] / max(colours[1], 1),
-        }
-
-    def _eta(self) -> float:
-        seconds = self.progress.eta(self.state)
-        if self.stage.minutes is None:
-            return seconds
-        return min(seconds, max(60 * self.stage.minutes - self.elapsed, 0.0))
+        return self.probe(self.model)
 
     # -- reports -----------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add our metrics to a record."""
         if "loss" in logs:
-            logs = {**logs, **self.meter.read(), **self._retrieved}
-            if self.stage.objective == "name-alignment":
-                logs["images_per_s"] = logs.pop("questions_per_s")
-                logs["images"] = logs.pop("questions")
+            logs = {**logs, **self.meter.read(self.objective.unit), **self.objective.scores()}
+            logs |= {key: float(count) for key, count in self.counts().items()}
+            logs["peak_memory_mb"] = peak_memory() / 1e6
             logs["eta_s"] = self._eta()
             logs["elapsed_s"] = self.elapsed
             every = self.stage.retrieval_every
             if every and self.state.global_step % every < self.stage.log_every:
                 logs.update(self.retrieve_names())
         super().log(logs, start_time)
+
+    def _eta(self) -> float:
+        seconds = self.progress.eta(self.state)
+        if self.stage.minutes is None:
+            return seconds
+        return min(seconds, max(60 * self.stage.minutes - self.elapsed, 0.0))
 
     # -- checkpoints -------------------------------------------------------------------------
 

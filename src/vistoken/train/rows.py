@@ -1,0 +1,140 @@
+"""Examples -> tokenised rows, with what to do about those that are too long or faulty."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vistoken.core.errors import DataError
+from vistoken.data.labels import EncodedConversation, encode_conversation
+from vistoken.data.messages import Message, image_paths
+from vistoken.data.reading import BadSamples
+from vistoken.train.examples import Example
+from vistoken.train.packing import Row
+from vistoken.train.settings import TooLong
+
+if TYPE_CHECKING:
+    from vistoken.models.processing import VistokenProcessor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TooLongCounts:
+    """What was left out because of the length limit.
+
+    Attributes:
+        turns: Rounds (a question and its answer) cut off the ends of conversations.
+        samples: Whole conversations.
+    """
+
+    turns: int = 0
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class MadeRow:
+    """A row and how many of its example's pictures it still shows."""
+
+    row: Row
+    images: int
+
+
+@dataclass
+class RowMaker:
+    """Tokenises examples.
+
+    A conversation over the limit loses whole rounds at its end, or goes; tokens are never cut off,
+    so no picture and no answer is ever halved.
+
+    Args:
+        processor: Tokenizer and image token.
+        template: Text of the chat template.
+        max_length: Most tokens of a row.
+        too_long: ``error``, ``drop-turns`` or ``drop-sample``.
+        bad: What to do with faulty samples.
+    """
+
+    processor: VistokenProcessor
+    template: str
+    max_length: int
+    too_long: TooLong = "error"
+    bad: BadSamples = field(default_factory=BadSamples)
+    counts: TooLongCounts = field(default_factory=TooLongCounts)
+
+    def __call__(
+        self, example: Example, image_counts: Sequence[int], keep_images: bool
+    ) -> MadeRow | None:
+        """Tokenise an example.
+
+        Args:
+            example: The conversation.
+            image_counts: Number of tokens of each of its pictures.
+            keep_images: Whether every picture must stay, as others share them.
+
+        Returns:
+            The row; None when it was dropped, which is counted.
+
+        Raises:
+            DataError: It is faulty or too long, and that is to stop the run.
+        """
+        try:
+            encoded = self._encode(example, example.messages, image_counts)
+            if len(encoded.input_ids) > self.max_length:
+                return self._shorten(example, image_counts, len(encoded.input_ids), keep_images)
+        except DataError as error:
+            self.bad.take(error)
+            return None
+        return _row(encoded, example)
+
+    def _encode(
+        self, example: Example, messages: Sequence[Message], image_counts: Sequence[int]
+    ) -> EncodedConversation:
+        return encode_conversation(
+            self.processor.tokenizer,
+            self.template,
+            messages,
+            image_counts,
+            self.processor.image_token,
+            where=example.where,
+        )
+
+    def _shorten(
+        self, example: Example, image_counts: Sequence[int], length: int, keep_images: bool
+    ) -> MadeRow | None:
+        """What a conversation over the limit becomes."""
+        if self.too_long == "error":
+            raise DataError(
+                f"{example.where}: {length} tokens, max_length is {self.max_length}; shorten the "
+                "conversation, raise max_length, or set too_long: drop-turns or drop-sample"
+            )
+        if self.too_long == "drop-turns":
+            messages = example.messages
+            for dropped in range(1, _rounds(messages)):
+                messages = _without_last_round(messages)
+                images = len(image_paths(messages))
+                if keep_images and images < len(image_counts):
+                    break
+                encoded = self._encode(example, messages, image_counts[:images])
+                if len(encoded.input_ids) <= self.max_length:
+                    self.counts.turns += dropped
+                    return _row(encoded, example)
+        self.counts.samples += 1
+        logger.info("%s: %d tokens, left out", example.where, length)
+        return None
+
+
+def _row(encoded: EncodedConversation, example: Example) -> MadeRow:
+    end = encoded.images[-1][1] if encoded.images else 0
+    return MadeRow(Row(encoded.input_ids, encoded.labels, end, example.kind), len(encoded.images))
+
+
+def _rounds(messages: Sequence[Message]) -> int:
+    return sum(message["role"] == "user" for message in messages)
+
+
+def _without_last_round(messages: list[Message]) -> list[Message]:
+    last = max(n for n, message in enumerate(messages) if message["role"] == "user")
+    return messages[:last]
