@@ -8,6 +8,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+BENCHMARKS := decoder_loop sp_vs_mlp startup nano_latency
+# Folder of `vistoken data make`, whose held-out scenes nano is asked about.
+SCENES ?= scenes
 # One thread a worker: two test processes on two cores, not two times all cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
@@ -56,7 +59,9 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(OFFLINE) $(BIN)/python $$script || exit 1; done
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(OFFLINE) $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@test -f $(SCENES)/val.jsonl || { echo "== nano_accuracy left out: no scenes in $(SCENES); make them with 'vistoken data make $(SCENES) --style 100', or name their folder: make bench SCENES=DIR"; exit 0; }; \
+	echo "== nano_accuracy"; $(OFFLINE) $(BIN)/python benchmarks/nano_accuracy.py --data $(SCENES)
 
 check: lint types contracts docs
 
