@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vistoken.core.errors import DataError, UsageError
-from vistoken.data.forms import KEPT, convert_file, convert_record, detect_form, named_form
+from vistoken.data.converting import KEPT, convert_file, convert_record
+from vistoken.data.forms import detect_form, named_form
 from vistoken.data.reading import BadSamples, open_rows
 from vistoken.data.schema import read_messages
 

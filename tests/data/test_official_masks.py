@@ -10,9 +10,9 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from vistoken.core.errors import DataError, UsageError
 from vistoken.data.labels import IGNORE_LABEL, encode_conversation
 from vistoken.data.messages import from_llava
-from vistoken.data.official_masks import (
+from vistoken.data.official_masks import OfficialMasks
+from vistoken.data.official_samples import (
     RELEASED_IMAGE_ID,
-    OfficialMasks,
     OfficialSample,
     expand_images,
     released_turns,

@@ -31,7 +31,8 @@ def convert(
     if out.exists() and out.resolve() == file.resolve():
         raise DataError(f"{out} is the file to convert; name another one to write")
     quieten()
-    from vistoken.data.forms import convert_file, form_of, named_form
+    from vistoken.data.converting import convert_file
+    from vistoken.data.forms import form_of, named_form
     from vistoken.data.reading import BadSamples, open_rows
 
     bad = BadSamples("skip" if on_bad_sample == "skip" else "error")

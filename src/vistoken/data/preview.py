@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from vistoken.data.check import Encode, Size
-from vistoken.data.forms import form_of, write_whole
+from vistoken.data.converting import write_whole
+from vistoken.data.forms import form_of
 from vistoken.data.reading import open_rows
 from vistoken.data.runs import label_runs
 from vistoken.data.schema import Message, image_paths, name_sample, raise_fault
