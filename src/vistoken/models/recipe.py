@@ -79,6 +79,7 @@ class Recipe(_Strict):
         The vocabulary grows by one row, the image token.
         """
         text = dict(text_config or self.language_model.config)
+        text.pop("_name_or_path", None)  # a place on this machine says nothing elsewhere
         vocab_size = text["vocab_size"]
         text["vocab_size"] = vocab_size + 1
         return VistokenConfig(
