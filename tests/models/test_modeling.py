@@ -21,6 +21,7 @@ from vistoken.core.tables import TOKEN, TokenKind
 from vistoken.models import VistokenConfig, VistokenForConditionalGeneration
 from vistoken.models.build import build
 from vistoken.models.checkpoint import save_full
+from vistoken.models.images import open_image
 from vistoken.models.recipe import load_recipe, parse_recipe
 
 
@@ -365,3 +366,86 @@ def test_two_towers_of_different_sizes_share_one_grid(picture):
     assert [len(tokens) for tokens in features.pooler_output] == [4, 4, 4]
     answer = model.generate(**batch, max_new_tokens=3, num_beams=2)
     assert answer.shape[0] == 2
+
+
+def test_pictures_named_by_path_are_opened_like_any_other(pico, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    _, processor = pico
+    clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    deep = Image.fromarray(np.full((20, 20), 60_000, np.uint16))
+    for name, image in {"clear.png": clear, "deep.png": deep}.items():
+        image.save(tmp_path / name)
+        expected = processor.image_processor(open_image(tmp_path / name))["pixel_values"]
+        named = str(tmp_path / name)
+        direct = processor(text="<image>?", images=named, return_tensors="pt")
+        assert torch.equal(direct["pixel_values"], expected)
+        messages = [{"role": "user", "content": [{"type": "image", "path": named}]}]
+        templated = processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        assert torch.equal(templated["pixel_values"], expected)
+    with pytest.raises(DataError, match="nowhere"):
+        processor(text="<image>?", images=str(tmp_path / "nowhere.png"))
+    with pytest.raises(UsageError, match="takes no option 'do_resize'"):
+        processor.image_processor(clear, do_resize=False)
+
+
+def test_each_prompt_owns_its_pictures(pico, picture):
+    _, processor = pico
+    with pytest.raises(DataError, match="prompt 0 has 2 <image> marks for 1 images"):
+        processor(text=["<image><image>a", "b"], images=[[picture(9, 9)], [picture(9, 9)]])
+
+
+def test_batches_pad_on_the_left_by_themselves(pico, picture):
+    model, processor = pico
+    batch = processor(
+        text=prompts(processor, 0, 1), images=[picture(40, 40)], return_tensors="pt", padding=True
+    )
+    assert batch["attention_mask"][0, 0] == 0
+    assert (batch["attention_mask"][:, -1] == 1).all()
+
+
+def test_placeholders_without_pictures_are_refused(pico):
+    model, processor = pico
+    with pytest.raises(ValueError, match="no images were given"):
+        model(input_ids=torch.tensor([[1, processor.image_token_id, 5]]))
+
+
+def test_chunked_prefill_gives_the_same_answer(pico, picture):
+    model, processor = pico
+    batch = inputs_for(processor, picture, 1)
+    whole = model.generate(**batch, max_new_tokens=4, do_sample=False)
+    chunked = model.generate(**batch, max_new_tokens=4, do_sample=False, prefill_chunk_size=7)
+    assert torch.equal(whole, chunked)
+
+
+def test_lora_on_a_lone_connector_acts(picture):
+    from peft import LoraConfig
+
+    values = pico_values()
+    values["connector"] = ["mlp"]
+    model, processor = build(parse_recipe(values, "lone"))
+    batch = inputs_for(processor, picture, 1)
+    with torch.no_grad():
+        before = model(**batch).logits
+        model.add_adapter(LoraConfig(r=2, target_modules=["linear_1"], init_lora_weights=False))
+        assert not torch.allclose(model(**batch).logits, before)
+
+
+def test_the_headless_class_loads_as_strictly(pico, tmp_path):
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModel
+
+    model, processor = pico
+    save_full(model, processor, tmp_path / "out")
+    headless = AutoModel.from_pretrained(tmp_path / "out")
+    own = model.model.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in headless.state_dict().items())
+    path = tmp_path / "out" / "model.safetensors"
+    state = load_file(path)
+    state.pop(next(name for name in state if "multi_modal_projector" in name))
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match="is missing"):
+        AutoModel.from_pretrained(tmp_path / "out")

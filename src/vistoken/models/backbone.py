@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import accumulate, pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -17,7 +18,7 @@ from vistoken.models.decoder import build_stack, run_decoder
 from vistoken.models.encoder import encode_views
 from vistoken.models.outputs import ImageFeatures, VistokenModelOutput
 from vistoken.models.pipeline import TokenPlan, anchor_rows
-from vistoken.models.scatter import batch_token_map, placeholders_of_embeddings, scatter_rows
+from vistoken.models.scatter import batch_token_map, placeholder_mask, scatter_rows
 
 
 class VistokenPreTrainedModel(PreTrainedModel):
@@ -35,6 +36,23 @@ class VistokenPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a full checkpoint, or compose a light one; strict in both cases.
+
+        Args:
+            source: Directory or hub id.
+            *args: As in ``PreTrainedModel.from_pretrained``.
+            **kwargs: As in ``PreTrainedModel.from_pretrained``; a light checkpoint takes ``dtype``
+                and a single device as ``device_map``.
+
+        Raises:
+            WeightsError: A tensor is missing or unexpected, or a reference does not resolve.
+        """
+        from vistoken.models.loading import load_strictly
+
+        return load_strictly(cls, super().from_pretrained, source, args, kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         # PyTorch's own initialisation is the released recipe for new modules
@@ -56,11 +74,16 @@ class VistokenModel(VistokenPreTrainedModel):
         )
         self.multi_modal_projector, self.layout = self.plan.build()
         self.language_model = AutoModel.from_config(config.text_config)
+        self.build_mechanisms()
+        self.post_init()
+
+    def build_mechanisms(self) -> None:
+        """Make the configured decoder mechanisms, freshly initialised."""
+        config = self.config
         self.stack = build_stack(config.decoder_config["mechanisms"], config.text_config)
         modules = {m.name: m for m in self.stack if isinstance(m, nn.Module)}
         if modules:
             self.mechanisms = nn.ModuleDict(modules)
-        self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embedding."""
@@ -137,9 +160,10 @@ class VistokenModel(VistokenPreTrainedModel):
                 )
             tower_features, prefixes = self.encode(pixel_values, table)
         else:
-            weight = next(self.multi_modal_projector.parameters())
-            tower_features = [tuple(m.to(weight) for m in maps) for maps in tower_features]
             prefixes = [maps[0].new_empty(0, maps[0].shape[-1]) for maps in tower_features]
+        weight = next(self.multi_modal_projector.parameters())  # towers may be of another type
+        tower_features = [tuple(m.to(weight) for m in maps) for maps in tower_features]
+        prefixes = [prefix.to(weight) for prefix in prefixes]
         state = ConnectorState(table, anchor_rows(table), tower_features)
         state = self.multi_modal_projector(state, prefixes)
         return self._lay_out(table, state)
@@ -185,6 +209,14 @@ class VistokenModel(VistokenPreTrainedModel):
             orig_width=width,
         )
 
+    def _refuse_unfilled(self, input_ids: Tensor) -> None:
+        """Placeholders without pictures would be read as an untrained token."""
+        if not torch.compiler.is_compiling() and (input_ids == self.config.image_token_id).any():
+            raise ValueError(
+                "the prompt has image placeholders but no images were given; pass pixel_values "
+                "and view_table, tower_features or mm_encoder_outputs"
+            )
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -223,12 +255,18 @@ class VistokenModel(VistokenPreTrainedModel):
             features = self.get_image_features(pixel_values, view_table, tower_features)
         token_map = None
         if features is not None:
-            if input_ids is None:
-                mask = placeholders_of_embeddings(inputs_embeds, self.image_embedding())
-            else:
-                mask = input_ids == self.config.image_token_id
+            mask = placeholder_mask(
+                input_ids, inputs_embeds, self.config.image_token_id, self.image_embedding()
+            )
             inputs_embeds = scatter_rows(mask, inputs_embeds, features)
             token_map = batch_token_map(mask, attention_mask, features)
+        elif input_ids is not None and input_ids.shape[1] > 1:
+            self._refuse_unfilled(input_ids)
+        if len(self.stack) and features is not None and token_map is None:
+            raise ValueError(
+                "a decoder mechanism needs the whole prompt's token map; generate without "
+                "prefill_chunk_size"
+            )
         kwargs.pop("return_dict", None)
         call = {
             "attention_mask": attention_mask,

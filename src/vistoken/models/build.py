@@ -69,6 +69,7 @@ def make_processor(recipe: Recipe, config: VistokenConfig) -> VistokenProcessor:
     """The recipe's processor; adds the image token to its tokenizer."""
     tokenizer = load_tokenizer(recipe.language_model.tokenizer or recipe.language_model.source)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    tokenizer.padding_side = "left"  # generation goes on from the last token
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
         raise WeightsError(
             f"the tokenizer gives {IMAGE_TOKEN} id {tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)}, "
@@ -158,6 +159,7 @@ def _assemble(
         model.model.vision_tower = towers[0]
     connector, layout = model.model.plan.build()
     model.model.multi_modal_projector, model.model.layout = connector.to(dtype), layout.to(dtype)
+    model.model.build_mechanisms()
     model.tie_weights()
     return model.eval()
 

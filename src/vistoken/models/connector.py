@@ -49,6 +49,9 @@ class Connector(nn.Module):
     @property
     def stages(self) -> list[ConnectorStage]:
         """The stages in order."""
+        for stage in self._alone:  # somebody (PEFT, quantisation) may have replaced our modules
+            for name, child in self.named_children():
+                setattr(stage, name, child)
         return self._alone or [self.get_submodule(name) for name in self._names]  # type: ignore[misc]
 
     def forward(self, state: ConnectorState, prefixes: list[Tensor]) -> ConnectorState:

@@ -10,11 +10,14 @@ from torch import Tensor
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from vistoken.core.errors import DataError
+from vistoken.core.errors import DataError, UsageError
 from vistoken.core.parts import ViewFunction
 from vistoken.core.tables import split_media
 from vistoken.models.images import open_image
 from vistoken.models.pipeline import PipelineSpec, TokenPlan
+
+_PASSED_ON = ("data_format", "device", "disable_grouping", "input_data_format")
+"""Options that Hugging Face's processors hand to every image processor; none matters here."""
 
 
 class VistokenImageProcessor(BaseImageProcessor):
@@ -66,22 +69,49 @@ class VistokenImageProcessor(BaseImageProcessor):
         """Predict the TokenMap (N, K) of a picture of this size in pixels."""
         return self._plan.token_map(self.view_table(height, width))
 
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Open pictures wherever they are named; Hugging Face's own loader is not used.
+
+        Args:
+            image_url_or_urls: A picture or a nested list of pictures: anything that
+                :func:`~vistoken.models.images.open_image` reads. URLs are refused: download
+                them, or open them with ``allow_url=True`` first.
+        """
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(item) for item in image_url_or_urls]
+        return open_image(image_url_or_urls)
+
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
         """See :meth:`preprocess`."""
         return self.preprocess(images, **kwargs)
 
-    def preprocess(self, images: Any, return_tensors: str | None = None, **_: Any) -> BatchFeature:
+    def preprocess(
+        self, images: Any, return_tensors: str | None = None, **options: Any
+    ) -> BatchFeature:
         """Prepare pictures.
 
         Args:
             images: A picture or a (nested) list of pictures: anything that
                 :func:`~vistoken.models.images.open_image` reads.
             return_tensors: Tensors are returned in any case.
+            **options: Hugging Face's options mean nothing here: the view function decides.
+
+        Raises:
+            UsageError: An option with a value; how a picture is prepared is stored with the
+                checkpoint.
 
         Returns:
             ``pixel_values``, (V, 3, H, W) float32 or a list where sizes differ; ``view_table``,
             (V, K) int64.
         """
+        unknown = sorted(
+            name for name, value in options.items() if name not in _PASSED_ON and value is not None
+        )
+        if unknown:
+            raise UsageError(
+                f"the image processor takes no option {unknown[0]!r}; how pictures are prepared "
+                "is set by 'views' and 'towers' in the checkpoint's pipeline"
+            )
         pixels: list[Tensor] = []
         tables: list[Tensor] = []
         for number, image in enumerate(flatten(images)):

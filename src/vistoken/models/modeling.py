@@ -34,22 +34,6 @@ class VistokenForConditionalGeneration(VistokenPreTrainedModel, GenerationMixin)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
-    @classmethod
-    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a full checkpoint, or compose a light one; strict in both cases.
-
-        Args:
-            source: Directory or hub id.
-            *args: As in ``PreTrainedModel.from_pretrained``.
-            **kwargs: As in ``PreTrainedModel.from_pretrained``; a light checkpoint takes ``dtype``.
-
-        Raises:
-            WeightsError: A tensor is missing or unexpected, or a reference does not resolve.
-        """
-        from vistoken.models.loading import load_strictly
-
-        return load_strictly(super().from_pretrained, source, args, kwargs)
-
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embedding."""
         return self.model.get_input_embeddings()
@@ -155,11 +139,9 @@ class VistokenForConditionalGeneration(VistokenPreTrainedModel, GenerationMixin)
         order = repeat_by_owner([len(rows) for rows in features.pooler_output], wanted, expand_size)
         repeated = ImageFeatures(
             pooler_output=[features.pooler_output[i] for i in order],
-            token_map=[
-                TOKEN.set(features.token_map[i], media=n)
-                for n, i in enumerate(order)
-                if features.token_map is not None
-            ],
+            token_map=None
+            if features.token_map is None
+            else [TOKEN.set(features.token_map[i], media=n) for n, i in enumerate(order)],
             side={k: [v[i] for i in order] for k, v in (features.side or {}).items()},
         )
         return {**mm_encoder_output, "image": repeated}

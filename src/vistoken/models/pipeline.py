@@ -7,7 +7,6 @@ touched.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -220,7 +219,7 @@ class TokenPlan:
             dict(spec.layout.options),
             f"layout part {spec.layout.part!r}",
         )
-        self._cache: OrderedDict[bytes, Arrangement] = OrderedDict()
+        self._cache: dict[bytes, Arrangement] = {}  # oldest first
 
     @property
     def flags(self) -> list[tuple[str, PartFlags]]:
@@ -257,14 +256,17 @@ class TokenPlan:
             view_table (Tensor): (V, K), all views of one medium, on the CPU.
         """
         key = view_table.numpy().tobytes()
-        if key not in self._cache:
-            maps = self.view_maps(view_table)
-            order, token_map = self.layout.arrange(self.layout_config, view_table, maps)
-            counts = tuple(len(view_map.tokens) for view_map in maps)
-            self._cache[key] = Arrangement(order, token_map, counts)
-            if len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
-        return self._cache[key]
+        known = self._cache.get(key)
+        if known is not None:
+            return known
+        maps = self.view_maps(view_table)
+        order, token_map = self.layout.arrange(self.layout_config, view_table, maps)
+        counts = tuple(len(view_map.tokens) for view_map in maps)
+        arrangement = Arrangement(order, token_map, counts)
+        self._cache[key] = arrangement
+        while len(self._cache) > self._cache_size:
+            self._cache.pop(next(iter(self._cache)), None)
+        return arrangement
 
     def token_map(self, view_table: Tensor) -> Tensor:
         """TokenMap (N, K) of one medium's view table (V, K)."""

@@ -22,6 +22,8 @@ class VistokenProcessor(ProcessorMixin):
         tokenizer: Its vocabulary must contain ``image_token``.
         chat_template: The checkpoint's template.
         image_token: The placeholder's text.
+        image_gap: Text put after an image that other text follows; None decides by the tokenizer
+            so that the ids are those of LLaVA's released code, empty text puts nothing.
     """
 
     skip_tensor_conversion = ["pixel_values", "view_table", "text_replacement_offsets"]
@@ -32,6 +34,7 @@ class VistokenProcessor(ProcessorMixin):
         tokenizer: Any = None,
         chat_template: str | None = None,
         image_token: str = "<image>",
+        image_gap: str | None = None,
         **kwargs: Any,
     ) -> None:
         self.image_token = image_token
@@ -41,7 +44,9 @@ class VistokenProcessor(ProcessorMixin):
                 f"the tokenizer has no token {image_token!r}; add it with "
                 f"tokenizer.add_special_tokens({{'additional_special_tokens': [{image_token!r}]}})"
             )
-        self._gap = _gap_after_image(tokenizer, image_token)
+        if image_gap is None:
+            image_gap = _gap_after_image(tokenizer, image_token)
+        self.image_gap = image_gap
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(
@@ -72,22 +77,37 @@ class VistokenProcessor(ProcessorMixin):
         prompts = [text] if isinstance(text, str) else list(text or [])
         if any(isinstance(prompt, str) and not prompt.strip() for prompt in prompts):
             raise DataError("the prompt is empty; write a question")
-        marks = sum(prompt.count(self.image_token) for prompt in prompts)
-        if text is not None and marks != len(pictures):
-            raise DataError(
-                f"the prompt has {marks} {self.image_token} marks for {len(pictures)} images; "
-                f"write one {self.image_token} per image"
-            )
-        if self._gap:
+        if text is not None:
+            self._check_marks(prompts, images, len(pictures))
+        if self.image_gap:
             mark = re.escape(self.image_token)
             after = re.compile(f"{mark}(?=.)(?!{mark})", re.DOTALL)
-            prompts = [after.sub(self.image_token + self._gap, prompt) for prompt in prompts]
+            prompts = [after.sub(self.image_token + self.image_gap, prompt) for prompt in prompts]
         return super().__call__(images=pictures or None, text=prompts or None, **kwargs)
 
     @property
     def gap(self) -> str:
         """What is written between an image's tokens and the text after them; often nothing."""
         return self._gap
+
+    def _check_marks(self, prompts: list[str], images: Any, pictures: int) -> None:
+        marks = [prompt.count(self.image_token) for prompt in prompts]
+        if sum(marks) != pictures:
+            raise DataError(
+                f"the prompt has {sum(marks)} {self.image_token} marks for {pictures} images; "
+                f"write one {self.image_token} per image"
+            )
+        nested = isinstance(images, (list, tuple)) and all(
+            isinstance(group, (list, tuple)) for group in images
+        )
+        if not nested or len(images) != len(prompts):
+            return
+        for number, (count, group) in enumerate(zip(marks, images, strict=True)):
+            if count != len(flatten(group)):
+                raise DataError(
+                    f"prompt {number} has {count} {self.image_token} marks for "
+                    f"{len(flatten(group))} images; write one {self.image_token} per image"
+                )
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
         """Placeholder text of one image: its mark, once per visual token."""
@@ -108,9 +128,9 @@ class VistokenProcessor(ProcessorMixin):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready settings (without what is derived from the tokenizer)."""
+        """JSON-ready settings (without what the tokenizer knows)."""
         values: dict[str, Any] = super().to_dict()
-        return {k: v for k, v in values.items() if k not in ("_gap", "image_token_id")}
+        return {k: v for k, v in values.items() if k != "image_token_id"}
 
     @property
     def model_input_names(self) -> list[str]:

@@ -9,6 +9,25 @@ from vistoken.core.tables import TOKEN, TokenKind
 from vistoken.models.outputs import ImageFeatures
 
 
+def placeholder_mask(
+    input_ids: Tensor | None, inputs_embeds: Tensor, image_token_id: int, placeholder: Tensor
+) -> Tensor:
+    """Where visual tokens belong: the one place that compares token ids.
+
+    Args:
+        input_ids (Tensor): (B, n) int64, or None when only embeddings are known.
+        inputs_embeds (Tensor): (B, n, D).
+        image_token_id: Id of the placeholder.
+        placeholder (Tensor): (D,), its embedding.
+
+    Returns:
+        (B, n) bool.
+    """
+    if input_ids is None:
+        return placeholders_of_embeddings(inputs_embeds, placeholder)
+    return input_ids == image_token_id
+
+
 def placeholders_of_embeddings(inputs_embeds: Tensor, placeholder: Tensor) -> Tensor:
     """Mask (B, n) of the rows of ``inputs_embeds`` (B, n, D) that equal ``placeholder`` (D,)."""
     return (inputs_embeds == placeholder.to(inputs_embeds)).all(-1)
@@ -39,17 +58,21 @@ def scatter_rows(mask: Tensor, inputs_embeds: Tensor, features: ImageFeatures) -
     return inputs_embeds.masked_scatter(mask.unsqueeze(-1), rows)
 
 
-def batch_token_map(mask: Tensor, attention_mask: Tensor | None, features: ImageFeatures) -> Tensor:
-    """The TokenMap (B, n, K) of a batch.
+def batch_token_map(
+    mask: Tensor, attention_mask: Tensor | None, features: ImageFeatures
+) -> Tensor | None:
+    """The TokenMap (B, n, K) of a batch; None when the features came without their maps.
 
     Args:
         mask (Tensor): (B, n) bool, the placeholders.
         attention_mask (Tensor): (B, n), 0 on padding; another shape marks none.
         features: Holds the images' token maps.
     """
+    if features.token_map is None:
+        return None
     batch, length = mask.shape
     table = TOKEN.make(batch * length).to(mask.device).unflatten(0, (batch, length))
-    table[mask] = torch.cat(list(features.token_map or [])).to(mask.device)
+    table[mask] = torch.cat(features.token_map).to(mask.device)
     if attention_mask is not None and attention_mask.shape == mask.shape:
         table[attention_mask == 0] = TOKEN.make(1, kind=TokenKind.PAD).to(mask.device)
     return table
