@@ -112,6 +112,6 @@ def _views(spec: PipelineSpec) -> dict[str, Any]:
     if spec.views.part != "anyres":
         return {"image_aspect_ratio": spec.views.part}
     height, width = spec.towers[0].size
-    grids = spec.view_function().config.grids  # type: ignore[attr-defined]  # anyres has them
+    grids = spec.view_function().config.grids
     pinpoints = [[cols * width, rows * height] for rows, cols in grids]
     return {"image_aspect_ratio": "anyres", "image_grid_pinpoints": pinpoints}

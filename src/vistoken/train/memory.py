@@ -22,12 +22,10 @@ from vistoken.core.tables import VIEW
 from vistoken.models.modeling import VistokenForConditionalGeneration
 from vistoken.models.pipeline import PipelineSpec, anchor_rows
 from vistoken.train.groups import apply_groups, part_parameters
+from vistoken.train.loss import chunk_rows
 from vistoken.train.settings import StageConfig
 
 Sharding = Literal["none", "zero2", "zero3", "fsdp2"]
-
-LOSS_BYTES = 1 << 27
-"""Float32 logits that the loss holds at a time."""
 
 _PROBE = "vistoken_memory"
 _FLOAT32 = 4
@@ -208,8 +206,8 @@ def _activations(
 def _embed(model: VistokenForConditionalGeneration, table: Tensor, shape: _Shape) -> Tensor:
     """Embeddings (B, n, D) with the pictures' tokens in front."""
     core = model.model
-    device = core.get_input_embeddings().weight.device
-    dtype = core.get_input_embeddings().weight.dtype
+    words: Any = core.get_input_embeddings()
+    device, dtype = words.weight.device, words.weight.dtype
     maps = []
     for row in anchor_rows(table):
         view = table[row]
@@ -224,7 +222,7 @@ def _embed(model: VistokenForConditionalGeneration, table: Tensor, shape: _Shape
     tables = torch.cat([table] * shape.samples)
     features = model.get_image_features(tower_features=maps * shape.samples, view_table=tables)
     ids = torch.zeros(shape.samples, shape.length - shape.visual, dtype=torch.int64, device=device)
-    text = core.get_input_embeddings()(ids)
+    text = words(ids)
     return torch.cat([torch.stack(list(features.pooler_output)).to(text), text], dim=1)
 
 
@@ -245,7 +243,7 @@ def _decode(model: VistokenForConditionalGeneration, embeddings: Tensor, shape: 
 def _loss(model: VistokenForConditionalGeneration, shape: _Shape, bf16: bool) -> int:
     """Logits, their float32 copy and log-probabilities of one slice; the copy's gradient."""
     vocabulary = int(model.lm_head.weight.shape[0])
-    rows = min(shape.samples * shape.supervised, max(LOSS_BYTES // (_FLOAT32 * vocabulary), 1))
+    rows = min(shape.samples * shape.supervised, chunk_rows(vocabulary))
     copies = 3 * _FLOAT32 + (torch.bfloat16.itemsize if bf16 else 0)
     return rows * vocabulary * copies
 
@@ -292,7 +290,7 @@ class _FusedAttention(torch.autograd.Function):
     """Attention that saves what fused kernels do: its inputs, its output and one sum per row."""
 
     @staticmethod
-    def forward(  # type: ignore[override]  # autograd passes a context first
+    def forward(
         context: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
@@ -309,7 +307,7 @@ def _attend(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-    output: Tensor = _FusedAttention.apply(query, key, value, mask)
+    output: Tensor = _FusedAttention.apply(query, key, value, mask)  # type: ignore[no-untyped-call]
     return output.transpose(1, 2).contiguous(), None
 
 
