@@ -8,9 +8,9 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModel, AutoModelForImageTextToText
 
-from vistoken.core.errors import UsageError, WeightsError
+from vistoken.core.errors import MachineError, UsageError, WeightsError
 from vistoken.models.build import build, references_of
 from vistoken.models.checkpoint import merge_adapter, own_state, save_full, save_light
 from vistoken.models.recipe import load_recipe, parse_recipe
@@ -108,7 +108,7 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("vistoken.models.checkpoint.save_file", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(MachineError, match="disk is full"):
         save_light(model, processor, tmp_path / "light", references_of(recipe))
     assert list(tmp_path.iterdir()) == []
 
@@ -144,3 +144,18 @@ def test_a_reference_that_is_not_here_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match="holds no weights"):
         Reference.to("language_model", str(tmp_path / "empty"))
+
+
+def test_a_light_checkpoint_takes_the_usual_options(tmp_path):
+    recipe, model, processor = trained()
+    save_light(model, processor, tmp_path / "light", references_of(recipe), torch.float32)
+    load = AutoModelForImageTextToText.from_pretrained
+    half, report = load(tmp_path / "light", dtype="bfloat16", output_loading_info=True)
+    assert half.dtype == torch.bfloat16
+    assert report["missing_keys"] == []
+    assert load(tmp_path / "light", device_map={"": "cpu"}).device.type == "cpu"
+    headless = AutoModel.from_pretrained(tmp_path / "light")
+    own = model.model.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in headless.state_dict().items())
+    with pytest.raises(UsageError, match="make it full first"):
+        load(tmp_path / "light", quantization_config={})

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vistoken.core.errors import UsageError, WeightsError
+from vistoken.core.files import writing
 from vistoken.models.modeling import VistokenForConditionalGeneration
 from vistoken.models.references import REFERENCES, Reference, write_references
 
@@ -87,9 +88,19 @@ def digest_of(state: dict[str, Tensor]) -> str:
 
 
 def atomic_directory(out: Path, write: Callable[[Path], None]) -> None:
-    """Write a directory under a temporary name, then rename it; refuses a non-empty target."""
+    """Write a directory under a temporary name, then rename it; refuses a non-empty target.
+
+    Raises:
+        UsageError: The target is not empty.
+        MachineError: The disk is full, or the place cannot be written to.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} already exists and is not empty; choose another output directory")
+    with writing(out):
+        _atomic_directory(out, write)
+
+
+def _atomic_directory(out: Path, write: Callable[[Path], None]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
