@@ -399,7 +399,7 @@ def test_each_prompt_owns_its_pictures(pico, picture):
 
 
 def test_batches_pad_on_the_left_by_themselves(pico, picture):
-    model, processor = pico
+    _, processor = pico
     batch = processor(
         text=prompts(processor, 0, 1), images=[picture(40, 40)], return_tensors="pt", padding=True
     )

@@ -95,8 +95,9 @@ class VistokenModel(VistokenPreTrainedModel):
 
     def image_embedding(self) -> Tensor:
         """Embedding (D,) of the image placeholder."""
-        weight: Tensor = self.get_input_embeddings().weight
-        return weight[self.config.image_token_id]
+        embedding: Any = self.get_input_embeddings()
+        row: Tensor = embedding.weight[self.config.image_token_id]
+        return row
 
     def towers(self) -> list[nn.Module]:
         """The vision towers in order."""

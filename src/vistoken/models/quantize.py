@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import importlib
+from typing import Any, Literal
 
 from torch import nn
 
@@ -40,7 +41,7 @@ def _to_int8(module: nn.Module) -> None:
 
 def _to_nf4(module: nn.Module) -> None:
     try:
-        from bitsandbytes.nn import Linear4bit, Params4bit
+        bnb: Any = importlib.import_module("bitsandbytes.nn")
     except ImportError as error:
         raise MachineError(
             "nf4 weights need bitsandbytes: pip install 'vistoken[quant]'"
@@ -48,13 +49,13 @@ def _to_nf4(module: nn.Module) -> None:
     for name, linear in list(module.named_modules()):
         if not isinstance(linear, nn.Linear):
             continue
-        packed = Linear4bit(
+        packed = bnb.Linear4bit(
             linear.in_features,
             linear.out_features,
             bias=linear.bias is not None,
             compute_dtype=linear.weight.dtype,
             quant_type="nf4",
         )
-        packed.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+        packed.weight = bnb.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
         packed.bias = linear.bias
         module.set_submodule(name, packed.to(linear.weight.device))
