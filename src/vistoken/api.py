@@ -40,8 +40,9 @@ def load(
 
     Args:
         path_or_hub_id: A checkpoint directory, an official LLaVA-SP or LLaVA release (directory
-            or hub id; converted once and cached), or the name of a recipe whose weights come
-            with this package (``nano``) or are random (``pico``).
+            or hub id; converted once and cached), the name of a recipe whose weights come
+            with this package (``nano``) or are random (``pico``), or a recipe's YAML file whose
+            weights are all random.
         device: ``auto`` (CUDA, then MPS, then CPU) or a PyTorch device.
         dtype: ``auto`` (what the device does well) or a PyTorch dtype or its name.
         quantization: ``int8`` (torchao) or ``nf4`` (bitsandbytes) weights of the language
@@ -88,6 +89,9 @@ def encode_images(
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     if name in recipe_names() and not Path(name).exists():
         return _load_recipe(load_recipe(name), dtype)
+    if name.endswith((".yaml", ".yml")) and not Path(name).is_dir():
+        train = f"a run configuration that says 'recipe: {name}'"
+        return _build_random(load_recipe(name), dtype, train)
     return _load_directory(resolve_model(name), dtype)
 
 
@@ -95,12 +99,17 @@ def _load_recipe(recipe: Recipe, dtype: torch.dtype) -> tuple[Any, Any]:
     with resources.as_file(resources.files("vistoken") / "assets" / recipe.name) as trained:
         if trained.is_dir() and is_light(trained):
             return _load_directory(trained, dtype)
+    return _build_random(recipe, dtype, f"'vistoken train {recipe.name} --data FILE'")
+
+
+def _build_random(recipe: Recipe, dtype: torch.dtype, train: str) -> tuple[Any, Any]:
+    """Build a recipe that says itself that nothing in it is trained; `train` is how to train it."""
     sources = [recipe.language_model.source, *(tower.source for tower in recipe.towers)]
     if all(is_random(source) for source in sources):
         return build(recipe, dtype)
     raise UsageError(
         f"recipe {recipe.name!r} has no trained weights in this package; train it with "
-        f"'vistoken train {recipe.name} --data FILE', or name a checkpoint directory or hub id"
+        f"{train}, or name a checkpoint directory or hub id"
     )
 
 

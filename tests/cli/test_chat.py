@@ -133,6 +133,37 @@ def test_failed_question_is_not_remembered(pico):
     assert conversation.messages == []
 
 
+@pytest.fixture
+def recipe_file(tmp_path):
+    """Writes pico's recipe to a file, with some of its text replaced."""
+    from importlib import resources
+
+    text = (resources.files("vistoken") / "recipes" / "pico.yaml").read_text("utf-8")
+
+    def write(old="", new=""):
+        assert old in text
+        path = tmp_path / "mine.yaml"
+        path.write_text(text.replace(old, new) if old else text, "utf-8")
+        return path
+
+    return write
+
+
+def test_recipe_file_as_model(vistoken, recipe_file):
+    theirs = vistoken("chat", "-m", recipe_file(), "--max-new-tokens", "4", "Hi")
+    assert theirs.code == 0, theirs
+    assert theirs.out == vistoken(*PICO, "Hi").out
+
+
+def test_recipe_file_without_trained_weights(vistoken, recipe_file):
+    model = recipe_file("    source: random", "    source: openai/clip-vit-base-patch32")
+    vistoken("chat", "-m", model, "Hi").failed(2, "no trained weights", "mine.yaml", "checkpoint")
+
+
+def test_recipe_file_that_is_not_there(vistoken, tmp_path):
+    vistoken("chat", "-m", tmp_path / "gone.yaml", "Hi").failed(2, "gone.yaml", "does not exist")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
