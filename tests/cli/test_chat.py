@@ -165,6 +165,45 @@ def test_recipe_file_that_is_not_there(vistoken, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("cpu:x", 2, ["'cpu:x'", "cpu:0"]),
+        ("cuda:", 2, ["'cuda:'", "cuda:0"]),
+        ("cuda:-1", 2, ["'cuda:-1'"]),
+        ("cpu:7", 5, ["cpu:7", "finds 1"]),
+    ],
+)
+def test_device_numbers(vistoken, name, code, words):
+    vistoken(*PICO, "--device", name, "Hi").failed(code, *words)
+
+
+def test_more_gpus_than_there_are(vistoken, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    vistoken(*PICO, "--device", "cuda:9", "Hi").failed(5, "cuda:9", "finds 2")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_that_runs_out(vistoken, monkeypatch, error):
+    from vistoken.models import VistokenForConditionalGeneration
+
+    def exhausted(self, **_):
+        raise error
+
+    monkeypatch.setattr(VistokenForConditionalGeneration, "generate", exhausted)
+    line = vistoken(*PICO, "Hi").failed(5, "memory", "--dtype", "--quantization", "tokens")
+    assert "bug" not in line
+
+
+@pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("gone.png", None, ["does not exist"]),

@@ -13,10 +13,17 @@ from vistoken import __version__
 from vistoken.cli import chat, data, doctor, inspect, listing, merge, train
 from vistoken.cli.console import fail, show_traceback
 from vistoken.cli.convert import app as convert_app
-from vistoken.core.errors import VistokenError
+from vistoken.core.errors import MachineError, VistokenError
 
 INTERRUPTED = 130
 FAULT = 1
+# what PyTorch says where it has no exception class of its own for a lack of memory
+_MEMORY_COMPLAINTS = ("can't allocate memory", "not enough memory", "out of memory")
+_REMEDIES = (
+    "there is not enough memory for this; choose a smaller floating type (--dtype bfloat16), "
+    "quantized weights (--quantization int8 or nf4), fewer tokens (--max-new-tokens, fewer or "
+    "smaller pictures, a smaller batch), or a smaller model"
+)
 
 app = typer.Typer(
     name="vistoken",
@@ -91,6 +98,8 @@ def run(arguments: list[str]) -> int:
             return error.exit_code
         return fail(error, _explain(error), error.exit_code)
     except Exception as error:
+        if _is_out_of_memory(error):
+            return fail(error, _REMEDIES, MachineError.exit_code)
         message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         return fail(
             error,
@@ -99,6 +108,16 @@ def run(arguments: list[str]) -> int:
             FAULT,
         )
     return code if isinstance(code, int) else 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the machine or on a device; torch is not imported to know it."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(c in str(error) for c in _MEMORY_COMPLAINTS)
 
 
 def _explain(error: typer.TyperException) -> str:

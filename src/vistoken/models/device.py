@@ -16,20 +16,30 @@ def choose_device(name: str = "auto") -> torch.device:
         name: ``auto`` (CUDA, then MPS, then CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
 
     Raises:
-        UsageError: Not a device name.
-        MachineError: This machine has no such device.
+        UsageError: Not a device name, or a number that is none.
+        MachineError: This machine has no such device, or fewer of them.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    kind = name.partition(":")[0]
+    kind, colon, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps"):
         raise UsageError(
             f"unknown device {name!r}: " + did_you_mean(name, ["auto", "cpu", "cuda", "mps"])
         )
+    if colon and not (number.isascii() and number.isdigit()):
+        raise UsageError(f"device {name!r} has no number after the colon; write {kind} or {kind}:0")
     if (kind == "cuda" and not cuda) or (kind == "mps" and not mps):
         raise MachineError(f"PyTorch finds no {kind} device here; use --device cpu or auto")
-    return torch.device(name)
+    if not colon:
+        return torch.device(kind)
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if int(number) >= count:
+        raise MachineError(
+            f"there is no device {name} here: {kind} devices are numbered from 0, and PyTorch "
+            f"finds {count}; use --device {kind}:0 or auto"
+        )
+    return torch.device(kind, int(number))
 
 
 def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
