@@ -133,6 +133,38 @@ def test_failed_question_is_not_remembered(pico):
     assert conversation.messages == []
 
 
+def say_nothing(self, input_ids, streamer, **_):
+    """Stands in for `generate`: the answer is an end-of-text token alone."""
+    end = input_ids.new_tensor([[self.config.text_config.eos_token_id]])
+    streamer.put(input_ids)
+    streamer.put(end[0])
+    return torch.cat((input_ids, end), dim=1)
+
+
+def test_empty_answer_is_not_remembered(pico, picture, monkeypatch):
+    from vistoken.cli.conversation import Conversation
+
+    conversation = Conversation(*pico, system="Be brief.", max_new_tokens=3)
+    conversation.show(picture(40, 60))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(pico[0]), "generate", say_nothing)
+        assert conversation.ask("hello", lambda _: None).text == ""
+    assert [m["role"] for m in conversation.messages] == ["system"]
+    assert conversation.pictures == []
+    # the picture was not seen by any answer: it goes with the next question
+    assert conversation.ask("and now?", lambda _: None).visual_tokens == 18
+
+
+def test_conversation_goes_on_after_empty_answers(vistoken, monkeypatch):
+    from vistoken.models import VistokenForConditionalGeneration
+
+    monkeypatch.setattr(VistokenForConditionalGeneration, "generate", say_nothing)
+    outcome = vistoken(*PICO, stdin="hello\nstill there?\n/quit\n")
+    assert outcome.code == 0
+    assert "error" not in outcome.err
+    assert outcome.err.count("answer is empty") == 2
+
+
 @pytest.fixture
 def recipe_file(tmp_path):
     """Writes pico's recipe to a file, with some of its text replaced."""
@@ -147,6 +179,24 @@ def recipe_file(tmp_path):
         return path
 
     return write
+
+
+def test_template_that_takes_no_system_message(vistoken, recipe_file):
+    model = recipe_file("template: chatml", "template: plain")
+    asked = ("chat", "-m", model, "--max-new-tokens", "4", "--system", "Be brief.", "Hi")
+    vistoken(*asked).failed(2, "without a system text", "--system")
+
+
+def test_template_that_takes_one_turn(vistoken, recipe_file):
+    model = recipe_file("template: chatml", "template: plain")
+    lines = "hello\nand now?\n/reset\nagain\n"
+    outcome = vistoken("chat", "-m", model, "--max-new-tokens", "4", stdin=lines)
+    assert outcome.code == 0
+    assert len(outcome.out.splitlines()) == 2
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "one user turn" in errors[0]
+    assert "/reset" in errors[0]
 
 
 def test_recipe_file_as_model(vistoken, recipe_file):
@@ -286,6 +336,11 @@ def damaged(full_checkpoint, tmp_path):
     import shutil
 
     return shutil.copytree(full_checkpoint, tmp_path / "damaged")
+
+
+def test_checkpoint_without_a_chat_template(vistoken, damaged):
+    (damaged / "chat_template.jinja").unlink()
+    vistoken("chat", "-m", damaged, "Hi").failed(2, "no chat template")
 
 
 def test_checkpoint_without_weights(vistoken, damaged):

@@ -160,6 +160,8 @@ def _take(conversation: Conversation, line: str) -> None:
 def _answer(conversation: Conversation, question: str) -> None:
     answer = conversation.ask(question, lambda piece: print(piece, end="", flush=True))
     print(flush=True)
+    if not answer.text:
+        note("(the model's answer is empty)")
     if sys.stderr.isatty():
         note(_speed(answer))
 

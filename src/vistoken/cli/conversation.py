@@ -79,13 +79,17 @@ class Conversation:
     def ask(self, question: str, tell: Callable[[str], None]) -> Answer:
         """Ask, and remember question and answer.
 
+        An empty answer is not remembered, nor is its question: templates refuse a turn in which
+        nothing was said. Its pictures then belong to the next question.
+
         Args:
             question: The question; pictures shown since the last one belong to it.
             tell: Receives the answer piece by piece.
 
         Raises:
             DataError: The question is empty or holds image marks of its own.
-            UsageError: The conversation is longer than the language model can read.
+            UsageError: The conversation is longer than the language model can read, or nothing
+                that the chat template can render.
         """
         mark = self.processor.image_token
         if not question.strip():
@@ -100,6 +104,8 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": content}]
         pictures = [*self.pictures, *self.waiting]
         answer = self._generate(messages, pictures, tell)
+        if not answer.text:
+            return answer
         said = {"role": "assistant", "content": [{"type": "text", "text": answer.text}]}
         self.messages, self.pictures, self.waiting = [*messages, said], pictures, []
         return answer
@@ -110,9 +116,7 @@ class Conversation:
         import torch
         from transformers import TextIteratorStreamer
 
-        prompt = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
+        prompt = self._render(messages)
         inputs = self.processor(text=prompt, images=pictures or None, return_tensors="pt")
         inputs = inputs.to(self.model.device)
         length = inputs["input_ids"].shape[1]
@@ -159,6 +163,25 @@ class Conversation:
         visual = int((inputs["input_ids"] == self.processor.image_token_id).sum())
         tokens = results[0].shape[1] - length
         return Answer(text.strip(), tokens, length, visual, clock.first_s, clock.speed(tokens))
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        from jinja2 import TemplateError
+
+        if self.processor.chat_template is None:
+            raise UsageError(
+                "this model has no chat template, so there is no conversation with it; convert or "
+                "save it again with one ('vistoken list templates' names those that there are)"
+            )
+        try:
+            prompt = self.processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            raise UsageError(
+                f"the model's chat template refuses this conversation ({error}); start over with "
+                "/reset, or leave --system out"
+            ) from error
+        return str(prompt)
 
     def _check_length(self, length: int) -> None:
         text: Any = self.model.config.text_config
