@@ -1,0 +1,160 @@
+"""Checkpoints of a stage: complete or absent, the latest few and the best one kept.
+
+A checkpoint is written beside the others under a hidden name and renamed when every file is on
+disk; it is renamed away before it is deleted. So whatever has a checkpoint's name is complete, at
+whatever moment the process is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vistoken.core.files import writing
+
+PREFIX = "checkpoint-"
+STATE = "trainer_state.json"
+_SCORE = "score.json"
+_SAVING = ".saving-"
+_GONE = ".gone-"
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object
+
+
+class AtomicCheckpoints(_Trainer):
+    """Mixin before ``Trainer``: its checkpoints appear complete, or not at all.
+
+    ``keep_best`` keeps the checkpoint with the lowest score beside the latest
+    ``args.save_total_limit``.
+    """
+
+    keep_best = False
+    _staging: Path | None = None
+
+    def checkpoint_score(self) -> float | None:
+        """What tells the best checkpoint, lower is better: the loss logged last."""
+        losses = [record.get("eval_loss", record.get("loss")) for record in self.state.log_history]
+        return next((loss for loss in reversed(losses) if loss is not None), None)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir))
+        name = f"{PREFIX}{self.state.global_step}"
+        staging = folder / f"{_SAVING}{name}"
+        with writing(folder):
+            if self.args.should_save:
+                folder.mkdir(parents=True, exist_ok=True)
+                sweep(folder)
+                staging.mkdir()
+            self.accelerator.wait_for_everyone()
+            self._staging = staging
+            try:
+                super()._save_checkpoint(model, trial)
+            except BaseException:
+                shutil.rmtree(staging, ignore_errors=True)
+                raise
+            finally:
+                self._staging = None
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                score = {"loss": self.checkpoint_score()}
+                (staging / name / _SCORE).write_text(json.dumps(score), encoding="utf-8")
+                publish(staging / name, folder / name)
+                staging.rmdir()
+                prune(folder, self.args.save_total_limit, self.keep_best)
+
+
+def publish(written: Path, target: Path) -> None:
+    """Give a directory its name once all of it is on disk; one of that name is replaced."""
+    for path in written.rglob("*"):
+        if path.is_file():
+            _flush(path)
+    _flush(written)
+    if target.exists():  # an earlier session's of the same step
+        discard(target)
+    os.replace(written, target)
+    _flush(target.parent)
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint, so that no part of one is ever left under its name."""
+    gone = checkpoint.with_name(f"{_GONE}{checkpoint.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(checkpoint, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a killed process left half-written or half-deleted."""
+    for pattern in (f"{_SAVING}*", f"{_GONE}*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def prune(folder: Path, keep: int | None, keep_best: bool) -> None:
+    """Delete all but the latest checkpoints and, if wanted, the best one.
+
+    Args:
+        folder: The stage's folder.
+        keep: Number of latest ones to keep, at least 1; None keeps all.
+        keep_best: Keep the one with the lowest score too.
+    """
+    if keep is None:
+        return
+    found = checkpoints(folder)
+    kept = set(found[-max(keep, 1) :])
+    best = best_checkpoint(folder) if keep_best else None
+    for checkpoint in found:
+        if checkpoint not in kept and checkpoint != best:
+            discard(checkpoint)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a stage, oldest first."""
+    found = [
+        (int(path.name.removeprefix(PREFIX)), path)
+        for path in folder.glob(f"{PREFIX}*")
+        if path.name.removeprefix(PREFIX).isdigit() and _read(path / STATE) is not None
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a stage."""
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the lowest score, the newest of equal ones; None without scores."""
+    scored = [
+        (score["loss"], -number, path)
+        for number, path in enumerate(checkpoints(folder))
+        if (score := _read(path / _SCORE)) is not None and score["loss"] is not None
+    ]
+    return min(scored)[2] if scored else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or a directory's entries to the disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
