@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--card", type=Path, help="default: README.md of the checkpoint")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    provenance = digests(options.checkpoint, options.data)  # fails before the work, not after
     model, processor = vistoken.load(options.checkpoint, dtype=options.dtype)
     encode: Encoder = PixelEncoder(processor)
     if options.cache is not None:
@@ -234,7 +235,7 @@ def main() -> None:
         "dtype": str(model.dtype).removeprefix("torch."),
         "cached_features": None if options.cache is None else fast_compute(),
         "threads": options.threads,
-        **digests(options.checkpoint, options.data),
+        **provenance,
         "prior": prior,
         "splits": splits,
         "machine": machine(),
