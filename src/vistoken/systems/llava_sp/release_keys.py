@@ -11,7 +11,13 @@ from torch import Tensor
 
 from vistoken.core.errors import WeightsError
 from vistoken.core.parts import Grid
-from vistoken.systems.llava_sp.keys import infer_options, is_connector_key, to_official
+from vistoken.systems.llava_sp.config import Variant, default_scales
+from vistoken.systems.llava_sp.keys import (
+    infer_options,
+    infer_variant,
+    is_connector_key,
+    to_official,
+)
 
 _KERNEL = re.compile(r"conv_(\d+)\.(1\.)?weight")
 _ATTENTION = ("query_projector.", "key_projector.", "value_projector.")
@@ -36,20 +42,19 @@ class LlavaSPKeys:
             grid: Feature grid (rows, cols) of a view.
 
         Raises:
-            WeightsError: Names of two variants, or a kernel or the patch projector is missing.
+            WeightsError: Names of two variants, a kernel or the patch projector is missing, or the
+                kernels belong to another grid.
         """
         known = {name: tensor for name, tensor in tensors.items() if is_connector_key(name)}
-        sizes = [int(match[1]) for match in map(_KERNEL.fullmatch, known) if match]
-        # Official scales are the multiples of the smallest one up to the grid, so a gap among
-        # them is a lost tensor, not another model.
-        step = gcd(*sizes, *grid)
-        lost = [f"conv_{k}" for k in range(step, max(grid) + 1, step) if k not in sizes]
+        sizes = sorted(int(match[1]) for match in map(_KERNEL.fullmatch, known) if match)
+        variant: Variant = "pooling" if infer_variant(known) == "pooling" else "cropping"
+        lost = [f"conv_{k}" for k in _lost_kernels(sizes, max(grid), variant)]
         if "mm_projector.0.weight" not in known:
             lost.append("mm_projector.0")
         if lost:
             raise WeightsError(
                 f"the release lacks the weights of {', '.join(lost)} "
-                f"(it has kernels {', '.join(map(str, sorted(sizes)))} for a grid of "
+                f"(it has kernels {', '.join(map(str, sizes))} for a grid of "
                 f"{grid[0]}x{grid[1]})"
             )
         options = infer_options(known)
@@ -61,3 +66,24 @@ class LlavaSPKeys:
     def official_names(state: Mapping[str, Tensor]) -> dict[str, str]:
         """Our name, relative to the stage -> the official one, for every tensor of the stage."""
         return dict(zip(state, to_official(state, prefix=""), strict=True))
+
+
+def _lost_kernels(sizes: list[int], side: int, variant: Variant) -> list[int]:
+    """Kernel sizes that a release should have and has not; its scales are only in their names.
+
+    Any list up to the grid is a model. But if most of a regular list is there (the default scales,
+    or evenly spaced ones), a gap in it is a lost tensor rather than another model.
+    """
+    if len(set(sizes)) < len(sizes) or sizes[-1] > side:
+        raise WeightsError(
+            f"the kernels {', '.join(map(str, sizes))} must be different sizes up to the feature "
+            f"grid's side {side}; they belong to another vision tower or to two models"
+        )
+    step = gcd(*sizes, side)
+    for regular in (default_scales(side, variant), range(step, side + 1, step)):
+        lost = [size for size in regular if size not in sizes]
+        if not lost and len(regular) == len(sizes):
+            return []
+        if len(lost) < len(sizes) and set(sizes) < set(regular):
+            return lost
+    return [] if sizes[-1] == side else [side]
