@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import vistoken
 import vistoken.models
 from vistoken.convert.llava import convert_llava_sp
+from vistoken.convert.tokenizers import read_tokenizer
 from vistoken.core.errors import UsageError, WeightsError
 from vistoken.models.checkpoint import merge_adapter
 
@@ -375,6 +376,74 @@ def test_a_broken_release_is_one_sentence(release, tmp_path, fault, words) -> No
     for word in words:
         assert word in message
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written, and no code ran
+    with pytest.raises(WeightsError) as dry:
+        convert_llava_sp(release, tmp_path / "out", merge=True, dry_run=True)
+    assert str(dry.value) == message
+
+
+def add_to_tokenizer(folder: Path, *tokens: str) -> None:
+    tokenizer = read_tokenizer(folder)
+    tokenizer.add_tokens(list(tokens), special_tokens=True)
+    (folder / "tokenizer.model").unlink()
+    tokenizer.save_pretrained(folder)
+
+
+def resize_vocabulary(release: Path, rows: int, *names: str) -> dict[str, torch.Tensor]:
+    """Put embeddings of another number of rows into the release, as training with [PAD] does."""
+    generator = torch.Generator().manual_seed(0)
+    new = {f"base_model.model.{n}": torch.randn(rows, 32, generator=generator) for n in names}
+    edit(release, lambda w: w.update(new))
+    set_config(release, vocab_size=rows)
+    return new
+
+
+def test_a_resized_vocabulary_is_the_releases_own(release, tmp_path) -> None:
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    new = resize_vocabulary(release, 601, *names)
+    add_to_tokenizer(release, "[PAD]")
+    with pytest.raises(UsageError, match="--merge"):
+        convert_llava_sp(release, tmp_path / "out")
+    convert_llava_sp(release, tmp_path / "out", merge=True)
+    model, processor = vistoken.load(tmp_path / "out", device="cpu", dtype="float32")
+    assert torch.equal(model.lm_head.weight[:601], new["base_model.model.lm_head.weight"])
+    assert processor.tokenizer.convert_tokens_to_ids("[PAD]") == 600
+    assert processor.image_token_id == model.config.image_token_id == 601
+
+
+def test_half_a_resized_vocabulary_is_refused(release, tmp_path) -> None:
+    resize_vocabulary(release, 601, "model.embed_tokens.weight")
+    with pytest.raises(WeightsError, match="vocab_size is 600"):
+        convert_llava_sp(release, tmp_path / "out", merge=True)
+
+
+def test_extra_tokens_without_rows_are_named(release, tmp_path) -> None:
+    add_to_tokenizer(release, "[PAD]")
+    with pytest.raises(WeightsError, match=r"extra tokens '\[PAD\]'.*600"):
+        convert_llava_sp(release, tmp_path / "out", merge=True)
+
+
+def test_an_image_token_of_its_own_is_kept(release, tmp_path) -> None:
+    resize_vocabulary(release, 608, "model.embed_tokens.weight", "lm_head.weight")
+    add_to_tokenizer(release, "[PAD]", "<image>")
+    with pytest.raises(UsageError, match="<image> among.*--merge"):
+        convert_llava_sp(release, tmp_path / "out")
+    convert_llava_sp(release, tmp_path / "out", merge=True)
+    model, processor = vistoken.load(tmp_path / "out", device="cpu", dtype="float32")
+    assert processor.image_token_id == model.config.image_token_id == 601
+    assert model.lm_head.weight.shape[0] == model.config.text_config.vocab_size == 608
+    inputs = processor(
+        text="<image>\nhi", images=str(release.parent / "images/0.png"), return_tensors="pt"
+    )
+    with torch.inference_mode():
+        assert model(**inputs).logits.isfinite().all()
+    saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert saved["suppress_tokens"] == [601]
+
+
+def test_an_image_token_beyond_the_rows_is_said_so(release, tmp_path) -> None:
+    add_to_tokenizer(release, "<image>")
+    with pytest.raises(WeightsError, match="<image> has id 600.*600 rows"):
+        convert_llava_sp(release, tmp_path / "out", merge=True)
 
 
 def test_an_occupied_output_is_refused(release, tmp_path) -> None:

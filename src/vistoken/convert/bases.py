@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,21 @@ from transformers import AutoConfig, PreTrainedConfig
 from vistoken.convert.accounting import Ledger, file_of, language_target, tower_target
 from vistoken.convert.official_config import base_mismatch
 from vistoken.convert.pickles import TensorStore, find_weights, read_files
-from vistoken.convert.release import Release, Role, read_json, role_of
+from vistoken.convert.release import Release, Role, normalise, read_json, role_of
 from vistoken.convert.sources import locate_source
 from vistoken.core.errors import WeightsError
 
 
 def find_base(release: Release, given: str | Path | None) -> Path:
     """Directory of the language model that a release builds on."""
-    named = release.adapter_config.get("base_model_name_or_path")
-    named = named or release.config.get("_name_or_path")
+    named = base_name(release.config, release.adapter_config)
     return locate_source(release.directory, named, given, "language model", "--base")
+
+
+def base_name(config: dict[str, Any], adapter_config: dict[str, Any]) -> str | None:
+    """What a release calls the language model it builds on."""
+    named: str | None = adapter_config.get("base_model_name_or_path")
+    return named or config.get("_name_or_path")
 
 
 def read_base_config(release: Release, base: Path) -> dict[str, Any]:
@@ -29,7 +34,11 @@ def read_base_config(release: Release, base: Path) -> dict[str, Any]:
     Raises:
         WeightsError: It is another model than the release was trained on.
     """
-    mismatch = base_mismatch(release.config, read_json(base / "config.json"))
+    own = read_json(base / "config.json")
+    rows = _resized_rows(release, bool(own.get("tie_word_embeddings")))
+    own_rows = set() if rows is None else {"vocab_size"}
+    released = {name: value for name, value in release.config.items() if name not in own_rows}
+    mismatch = base_mismatch(released, own)
     if mismatch:
         raise WeightsError(
             f"{base} is not the language model of {release.directory}: {mismatch}; "
@@ -37,8 +46,17 @@ def read_base_config(release: Release, base: Path) -> dict[str, Any]:
         )
     values: dict[str, Any] = _read_config(base).to_dict()
     values.pop("_name_or_path", None)
+    if rows is not None:
+        values["vocab_size"] = rows
     length = release.config.get("max_position_embeddings")
     return values if length is None else {**values, "max_position_embeddings": length}
+
+
+def _resized_rows(release: Release, is_tied: bool) -> int | None:
+    """Rows of the token embeddings that a release brings along; None when it uses its base's."""
+    found = {normalise(key): tensor.shape[0] for key, tensor in release.weights.items()}
+    rows = found.get("embed_tokens.weight")
+    return rows if is_tied or "lm_head.weight" in found else None
 
 
 def read_tower_config(directory: Path) -> PreTrainedConfig:
@@ -50,22 +68,25 @@ def read_tower_config(directory: Path) -> PreTrainedConfig:
     return inner
 
 
-def place_base(ledger: Ledger, directory: Path, config: Any) -> None:
+def place_base(ledger: Ledger, directory: Path, config: Any, replaced: Collection[str]) -> None:
     """Put a language model's tensors in their places, all of them.
 
     Args:
         ledger: Gets the tensors.
         directory: The language model.
         config: Our model's config.
+        replaced: Our names of tensors that the release has in place of these.
 
     Raises:
         WeightsError: A tensor is missing, unexpected or misshapen.
     """
     store = _read_model(directory, "--base")
     for key in store:
-        if role_of(key.removeprefix("model.")) is not Role.DERIVED:
+        derived = role_of(key.removeprefix("model.")) is Role.DERIVED
+        if not derived and language_target(key) not in replaced:
             ledger.place(store, key, language_target(key), Role.LANGUAGE_MODEL)
-    wanted = [name for name in language_names(ledger.shapes) if not is_tied(name, config)]
+    names = [name for name in language_names(ledger.shapes) if name not in replaced]
+    wanted = [name for name in names if not is_tied(name, config)]
     ledger.require(wanted, file_of(directory, store), {})
     ledger.check(f"{directory} is not the language model", "name the right one with --base")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +24,12 @@ from vistoken.convert.official import (
 )
 from vistoken.convert.release import ReleaseKind, read_json, read_release
 from vistoken.convert.report import ConversionReport
-from vistoken.convert.tokenizers import IMAGE_TOKEN, has_tokenizer, read_tokenizer
+from vistoken.convert.tokenizers import (
+    IMAGE_TOKEN,
+    add_image_token,
+    has_tokenizer,
+    read_tokenizer,
+)
 from vistoken.core.errors import UsageError, WeightsError
 from vistoken.models.checkpoint import ADAPTER, WEIGHTS, atomic_directory
 from vistoken.models.image_processing import VistokenImageProcessor
@@ -69,11 +75,13 @@ def convert_llava_sp(
     refuse_occupied(out)
     plan = plan_release(read_release(Path(release)), base, vision_tower)
     full = merge or plan.release.kind is ReleaseKind.MERGED
-    if not full:
-        _refuse_light(plan)
-    report = _report(plan, out, full)
     processor = _processor(plan)
+    if not full:
+        _refuse_light(plan, processor)
+    report = _report(plan, out, full)
     if dry_run:
+        if not plan.is_complete:
+            read_foundation(plan)  # maps the files into memory; fails where writing would
         return report
     atomic_directory(out, lambda folder: _write(plan, processor, folder, full))
     logger.info("%s", report.summary())
@@ -118,7 +126,7 @@ def _write(plan: OfficialPlan, processor: Any, folder: Path, full: bool) -> None
     own = plan.ledger.state()
     # bfloat16 or float16 language models keep their type, whatever the connector was saved in
     dtype = dtype_of({n: t for n, t in {**parts, **own}.items() if _is_language(n)})
-    _save_generation_config(plan, folder)
+    _save_generation_config(plan, processor.image_token_id, folder)
     if not full:
         _write_light(plan, processor, folder, parts)
         return
@@ -126,12 +134,18 @@ def _write(plan: OfficialPlan, processor: Any, folder: Path, full: bool) -> None
     if plan.adapter is not None:
         for name, delta in lora_deltas(plan.adapter, plan.release.adapter).items():
             state[name] = state[name].float() + delta
-    state = {name: _with_image_row(name, tensor.to(dtype)) for name, tensor in state.items()}
-    if plan.config.tie_word_embeddings:
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    config = copy.deepcopy(plan.config)
+    if _has_image_token(plan, processor):
+        config.image_token_id = processor.image_token_id
+        config.text_config.vocab_size = plan.vocab_size
+    else:
+        state = {name: _with_image_row(name, tensor) for name, tensor in state.items()}
+    if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
-    plan.config.architectures = ["VistokenForConditionalGeneration"]
-    plan.config.dtype = dtype
-    write_full(folder, plan.config, processor, state)
+    config.architectures = ["VistokenForConditionalGeneration"]
+    config.dtype = dtype
+    write_full(folder, config, processor, state)
 
 
 def _write_light(
@@ -151,12 +165,22 @@ def _write_light(
         plan.adapter.save(plan.release.adapter, folder / ADAPTER)
 
 
-def _refuse_light(plan: OfficialPlan) -> None:
+def _refuse_light(plan: OfficialPlan, processor: VistokenProcessor) -> None:
+    if _has_image_token(plan, processor):
+        raise UsageError(
+            f"the tokenizer of {plan.release.directory} has {IMAGE_TOKEN} among its language "
+            "model's rows, which a light checkpoint cannot express; convert it with --merge"
+        )
     if plan.retrained:
         raise UsageError(
             f"{plan.release.directory} has its own {plan.retrained[0]} in place of its base's, "
             "which a light checkpoint cannot express; convert it with --merge"
         )
+
+
+def _has_image_token(plan: OfficialPlan, processor: VistokenProcessor) -> bool:
+    """Whether the image token is one of the release's own, so that it needs no further row."""
+    return bool(processor.image_token_id < plan.vocab_size)
 
 
 def _is_language(name: str) -> bool:
@@ -179,14 +203,7 @@ def _processor(plan: OfficialPlan) -> VistokenProcessor:
             "add tokenizer.model and tokenizer_config.json"
         )
     tokenizer = read_tokenizer(place)
-    if len(tokenizer) > plan.vocab_size or IMAGE_TOKEN in tokenizer.get_vocab():
-        raise WeightsError(
-            f"the tokenizer in {place} has {len(tokenizer)} tokens, the language model "
-            f"{plan.vocab_size} rows; they do not belong together"
-        )
-    # padded embeddings have rows without a token; the image token's row comes after them
-    spare = [f"<unused-{number}>" for number in range(len(tokenizer), plan.vocab_size)]
-    tokenizer.add_tokens([*spare, IMAGE_TOKEN], special_tokens=True)
+    add_image_token(tokenizer, plan.vocab_size, place)
     length = plan.release.config.get("tokenizer_model_max_length")
     if isinstance(length, int):
         tokenizer.model_max_length = length
@@ -198,14 +215,14 @@ def _processor(plan: OfficialPlan) -> VistokenProcessor:
     )
 
 
-def _save_generation_config(plan: OfficialPlan, folder: Path) -> None:
+def _save_generation_config(plan: OfficialPlan, image_token_id: int, folder: Path) -> None:
     """The base's way of generating, minus the image token, which is no word."""
     places = [place for place in (plan.release.directory, plan.base) if place is not None]
     place = next((p for p in places if (p / "generation_config.json").is_file()), None)
     values = {} if place is None else read_json(place / "generation_config.json")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         values.setdefault(name, plan.release.config.get(name))
-    values["suppress_tokens"] = [plan.config.image_token_id]
+    values["suppress_tokens"] = [image_token_id]
     write_generation_config(folder, values)
 
 

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vistoken.convert.accounting import Ledger, file_of, language_target, tower_target
+from vistoken.convert.accounting import (
+    Ledger,
+    file_of,
+    is_vocabulary,
+    language_target,
+    tower_target,
+)
 from vistoken.convert.adapter import AdapterPlan, plan_adapter
 from vistoken.convert.bases import (
     find_base,
@@ -167,7 +173,10 @@ def read_foundation(plan: OfficialPlan) -> dict[str, Tensor]:
     """
     ledger = Ledger(plan.ledger.shapes, plan.vocab_size)
     if plan.base is not None:
-        place_base(ledger, plan.base, plan.config)
+        replaced = {name for name in plan.ledger.targets if is_vocabulary(name)}
+        if replaced and plan.config.tie_word_embeddings:
+            replaced.add("lm_head.weight")
+        place_base(ledger, plan.base, plan.config, replaced)
     if not plan.has_tower_weights:
         place_tower(ledger, plan.tower)
     return ledger.state()

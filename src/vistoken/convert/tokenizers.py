@@ -63,6 +63,38 @@ def read_tokenizer(directory: Path) -> Any:
     return _generic(tokenizer)
 
 
+def add_image_token(tokenizer: Any, rows: int, place: Path) -> None:
+    """Give a released tokenizer the image token: its own one, or one behind all rows.
+
+    Args:
+        tokenizer: Changed in place.
+        rows: Rows of the language model's token embeddings.
+        place: The tokenizer's folder, for errors.
+
+    Raises:
+        WeightsError: The tokenizer has tokens that the language model has no rows for.
+    """
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    own = vocabulary.get(IMAGE_TOKEN)
+    if own is not None and own >= rows:
+        raise WeightsError(
+            f"{IMAGE_TOKEN} has id {own} in the tokenizer of {place}, beyond the language model's "
+            f"{rows} rows; remove it from the tokenizer, it is added when converting"
+        )
+    extra = sorted((number, token) for token, number in vocabulary.items() if number >= rows)
+    if extra:
+        shown = ", ".join(repr(token) for _, token in extra[:3])
+        more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
+        raise WeightsError(
+            f"extra tokens {shown}{more} in the tokenizer of {place} have no row in the language "
+            f"model, which has {rows}; remove them, or add the resized embed_tokens and lm_head "
+            "to the release"
+        )
+    # padded embeddings have rows without a token; the image token's row comes after them
+    spare = [] if own is not None else [f"<unused-{n}>" for n in range(len(vocabulary), rows)]
+    tokenizer.add_tokens([*spare, IMAGE_TOKEN], special_tokens=True)
+
+
 def _prefix_every_stretch(backend: Tokenizer) -> None:
     """Write the space mark before every stretch, as sentencepiece does, a leading space kept."""
     backend.normalizer = normalizers.Sequence(
