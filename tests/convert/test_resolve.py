@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import vistoken
 from vistoken.convert import resolve
@@ -40,6 +41,32 @@ def test_a_changed_release_is_converted_again(release) -> None:
     config = release / "config.json"
     config.write_text(config.read_text() + "\n")
     assert resolve_model(release) != first
+
+
+@pytest.mark.parametrize("part", ["tiny-vicuna", "tiny-clip"])
+def test_a_moved_part_is_converted_again(release, part) -> None:
+    first = resolve_model(release)
+    shutil.move(release.parent / part, release / part)  # inside a release is a place, too
+    assert resolve_model(release) != first
+    vistoken.load(release, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("part", ["tiny-vicuna", "tiny-clip"])
+def test_a_changed_part_is_converted_again(release, part) -> None:
+    first = resolve_model(release)
+    path = release.parent / part / "model.safetensors"
+    save_file({k: v + 1 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
+    assert resolve_model(release) != first
+    vistoken.load(release, device="cpu", dtype="float32")
+
+
+def test_a_copy_with_broken_references_is_made_again(release) -> None:
+    first = resolve_model(release)
+    path = first / "references.json"
+    intact = path.read_text()
+    path.write_text(intact.replace("tiny-vicuna", "gone"))
+    assert resolve_model(release) == first
+    assert path.read_text() == intact
 
 
 def test_load_takes_a_release(release) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from pathlib import Path
 
+from vistoken.convert.bases import base_name
 from vistoken.convert.llava import convert_llava_sp
 from vistoken.convert.llava_hf import convert_llava_hf, is_llava_hf
-from vistoken.convert.release import is_official_release, read_json
-from vistoken.convert.sources import fetch, looks_like_hub_id
+from vistoken.convert.official_config import tower_name
+from vistoken.convert.release import ADAPTER_CONFIG, is_official_release, read_json
+from vistoken.convert.sources import fetch, find_local, looks_like_hub_id
 from vistoken.core.errors import UsageError, VistokenError, WeightsError
 from vistoken.models.cache_dir import cache_dir
+from vistoken.models.checkpoint import is_light
+from vistoken.models.references import is_random, locate, read_references
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a conversion changes, so that copies made by an older version are made again."""
 
 
@@ -57,7 +62,9 @@ def resolve_model(name_or_path: str | Path) -> Path:
 def _converted(source: Path) -> Path:
     out = cache_dir() / "converted" / f"{source.resolve().name}-{content_id(source)[:16]}"
     if (out / "config.json").is_file():
-        return out
+        if _has_its_parts(out):
+            return out
+        shutil.rmtree(out)
     logger.info("converting %s once, to %s", source, out)
     try:
         if is_llava_hf(source):
@@ -79,16 +86,45 @@ def _convert_official(source: Path, out: Path) -> None:
         convert_llava_sp(source, out, merge=True)
 
 
+def _has_its_parts(converted: Path) -> bool:
+    """Whether the models that a converted copy refers to are still where they were.
+
+    Changed ones have changed the copy's name (:func:`content_id`), so no digest is computed here.
+    """
+    if not is_light(converted):
+        return True
+    try:
+        sources = [reference.source for reference in read_references(converted)]
+    except WeightsError:
+        return False
+    return all(is_random(source) or Path(locate(source)).is_dir() for source in sources)
+
+
 def content_id(directory: Path) -> str:
-    """Identify a directory's content without reading gigabytes.
+    """Identify the content of a release, its base and its tower without reading gigabytes.
 
     Files in the hub's cache are named by their hashes; others count by name, size and time of
     change.
     """
     hasher = hashlib.sha256(f"format {FORMAT}\n".encode())
-    hasher.update(f"{directory.resolve()}\n".encode())
-    for path in sorted(p for p in directory.iterdir() if p.is_file()):
-        status = path.stat()
-        blob = path.resolve().name if path.is_symlink() else status.st_mtime_ns
-        hasher.update(f"{path.name} {status.st_size} {blob}\n".encode())
+    for folder in (directory, *_foundation(directory)):
+        hasher.update(f"{folder.resolve()}\n".encode())
+        for path in sorted(p for p in folder.iterdir() if p.is_file()):
+            status = path.stat()
+            blob = path.resolve().name if path.is_symlink() else status.st_mtime_ns
+            hasher.update(f"{path.name} {status.st_size} {blob}\n".encode())
     return hasher.hexdigest()
+
+
+def _foundation(release: Path) -> list[Path]:
+    """Language model and vision tower of an official release, as far as they are on this machine.
+
+    A Hugging Face checkpoint holds both itself.
+    """
+    if is_llava_hf(release):
+        return []
+    config = read_json(release / "config.json")
+    adapter = release / ADAPTER_CONFIG
+    named = base_name(config, read_json(adapter) if adapter.is_file() else {})
+    found = [find_local(release, name) for name in (named, tower_name(config))]
+    return [path for path in found if path is not None]

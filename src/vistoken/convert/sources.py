@@ -52,6 +52,21 @@ def locate_source(
     )
 
 
+def find_local(release: Path, named: str | None) -> Path | None:
+    """Where a model that a release builds on lies on this machine; nothing is fetched."""
+    if not named:
+        return None
+    for place in _places(release, named):
+        if (place / "config.json").is_file():
+            return place.resolve()
+    if not looks_like_hub_id(named):
+        return None
+    try:
+        return Path(snapshot_download(named, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
 def looks_like_hub_id(name: str) -> bool:
     """Whether a name has the form ``owner/name``."""
     return _HUB_ID.fullmatch(name) is not None and not name.startswith((".", "~"))
