@@ -13,8 +13,10 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
+    LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
     MistralConfig,
     Qwen2Config,
     SiglipImageProcessorPil,
@@ -132,6 +134,46 @@ def test_the_other_names_in_a_pickle(checkpoint, tmp_path) -> None:
     expected = load_file(tmp_path / "out" / "model.safetensors")
     assert after.keys() == expected.keys()
     assert all(torch.equal(after[key], expected[key]) for key in after)
+
+
+PROMPTS = [
+    "<image>\nWhat is it?",
+    "<image>a",
+    "Look: <image> and tell",
+    "USER: <image>\nhi ASSISTANT: yes</s>USER: so? ASSISTANT:",
+    "no image</s>a",
+]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_ids_are_those_of_the_checkpoints_own_processor(tmp_path, picture, legacy) -> None:
+    source = tmp_path / "llava"
+    make_checkpoint(source, "llama")
+    tokenizer = LlamaTokenizer.from_pretrained(GOLDEN / "tiny-vicuna", legacy=legacy)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=CROP)
+    LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    ).save_pretrained(source)
+    convert_llava_hf(source, tmp_path / "out")
+    theirs = AutoProcessor.from_pretrained(source)
+    ours = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert ours.image_gap == ""
+    for prompt in PROMPTS:
+        pictures = [picture(60, 90)] if "<image>" in prompt else None
+        wanted = theirs(text=prompt, images=pictures)["input_ids"]
+        assert ours(text=prompt, images=pictures)["input_ids"] == wanted
+
+
+def test_batches_are_padded_on_the_left(checkpoint, tmp_path) -> None:
+    convert_llava_hf(checkpoint, tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    mask = processor(text=["a", "a b c d e"], padding=True)["attention_mask"]
+    assert (mask[0][0], mask[0][-1]) == (0, 1)
 
 
 def test_auto_classes_and_chat_template(checkpoint, tmp_path) -> None:

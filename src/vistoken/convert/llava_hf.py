@@ -205,12 +205,14 @@ def _processor(source: _Source) -> tuple[VistokenProcessor, str]:
             f"the tokenizer in {source.directory} has no token of id "
             f"{source.model_config.image_token_id}, which config.json names for images"
         )
+    tokenizer.padding_side = "left"  # a batch must end where its answers begin
     template, origin = _chat_template(source.directory, tokenizer)
     processor = VistokenProcessor(
         VistokenImageProcessor(source.pipeline.to_dict()),
         tokenizer,
         chat_template=template,
         image_token=image_token,
+        image_gap="",  # transformers' processor tokenises the whole prompt in one go
     )
     return processor, origin
 
