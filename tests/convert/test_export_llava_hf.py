@@ -111,7 +111,7 @@ def test_a_tokenizer_that_needs_a_gap_gets_it_from_the_template(tmp_path, pictur
         language_model={"source": "random", "tokenizer": base, "config": text},
     )
     model, processor = build(recipe)
-    assert processor.gap == " "
+    assert processor.image_gap == " "
     save_full(model, processor, tmp_path / "ours")
     export_llava_hf(tmp_path / "ours", tmp_path / "out")
     compare(tmp_path / "ours", tmp_path / "out", picture)

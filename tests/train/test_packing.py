@@ -27,8 +27,14 @@ def make_row(question, answer, head=(3, IMAGE, IMAGE, 4)):
 
 def loss_of(model, packed_batch, features=None):
     core = model.model
+    ids = packed_batch.input_ids
+    named = (
+        {"input_ids": ids}
+        if features is not None
+        else {"inputs_embeds": core.get_input_embeddings()(ids)}  # placeholders stay unfilled
+    )
     hidden = core(
-        input_ids=packed_batch.input_ids,
+        **named,
         position_ids=packed_batch.position_ids,
         attention_mask=decoder_mask(
             packed_batch.attention_mask, core.language_model.config, torch.float32

@@ -162,7 +162,7 @@ def _processor(ours: VistokenProcessor, spec: PipelineSpec, config: Any) -> Any:
     template = ours.chat_template
     if isinstance(template, str):
         # our processor writes the gap itself
-        template = template.replace(_MARK, f"{{{{- '<image>{ours.gap}' -}}}}")
+        template = template.replace(_MARK, f"{{{{- '<image>{ours.image_gap}' -}}}}")
     return LlavaProcessor(
         pixels,
         ours.tokenizer,

@@ -85,11 +85,6 @@ class VistokenProcessor(ProcessorMixin):
             prompts = [after.sub(self.image_token + self.image_gap, prompt) for prompt in prompts]
         return super().__call__(images=pictures or None, text=prompts or None, **kwargs)
 
-    @property
-    def gap(self) -> str:
-        """What is written between an image's tokens and the text after them; often nothing."""
-        return self._gap
-
     def _check_marks(self, prompts: list[str], images: Any, pictures: int) -> None:
         marks = [prompt.count(self.image_token) for prompt in prompts]
         if sum(marks) != pictures:

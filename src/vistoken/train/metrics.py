@@ -119,7 +119,9 @@ class JsonLines(TrainerCallback):
         self.stage = stage
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Write a record."""
+        """Write a record; of several processes, the main one does."""
+        if not state.is_world_process_zero:
+            return
         record = {"stage": self.stage, "step": state.global_step, "time": time.time(), **logs}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:

@@ -15,6 +15,8 @@ from vistoken.core.errors import WeightsError
 from vistoken.data.reading import BadSamples
 from vistoken.models.checkpoint import save_light
 from vistoken.train.arguments import training_arguments
+from vistoken.train.checkpoints import last_checkpoint
+from vistoken.train.distributed import connect, is_main, main_first, wait
 from vistoken.train.groups import GroupRow, apply_groups, format_table
 from vistoken.train.objectives import find_objective
 from vistoken.train.opening import OpenRun, open_run, stage_encoder
@@ -24,7 +26,6 @@ from vistoken.train.run_folder import (
     MODEL,
     claim,
     describe_run,
-    last_checkpoint,
     write_record,
 )
 from vistoken.train.samples import CachedEncoder, QuestionCollator, SceneCollator
@@ -95,8 +96,11 @@ def train(
         DataError: A row, picture or annotation is faulty.
         WeightsError: Weights to start from are missing or do not fit.
     """
+    connect(cpu=not torch.cuda.is_available())
     if not dry_run:
-        claim(config, resume)
+        with main_first() as main:
+            if main:
+                claim(config, resume)
     began = time.time()
     run = open_run(config)
     started = _start_weights(run, resume)
@@ -112,11 +116,13 @@ def train(
         apply_groups(run.model, config.stages[-1])
         read_trained(run.model, started.weights)
     out = config.output / MODEL
-    if not (out.is_dir() and any(out.iterdir())):
-        save_light(run.model.eval(), run.processor, out, run.references)
-    record = describe_run(config, run.device, run.bf16)
-    record |= {"wall_s": time.time() - began, "stages": [asdict(report) for report in reports]}
-    write_record(config.output, record)
+    if is_main():
+        if not (out.is_dir() and any(out.iterdir())):
+            save_light(run.model.eval(), run.processor, out, run.references)
+        record = describe_run(config, run.device, run.bf16)
+        record |= {"wall_s": time.time() - began, "stages": [asdict(report) for report in reports]}
+        write_record(config.output, record)
+    wait()
     return RunReport(tuple(reports), out)
 
 
@@ -214,7 +220,6 @@ def _run_stage(
     )
     checkpoint = last_checkpoint(folder) if resume else None
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    write_trained(run.model, folder / TRAINED)
     report = StageReport(
         stage.name,
         tuple(table),
@@ -224,7 +229,10 @@ def _run_stage(
         _left_out(bad, collate),
     )
     final = {**asdict(report), **trainer.retrieve_names(), **trainer.meter.read()}
-    write_atomically(folder / DONE, (json.dumps(final, indent=2) + "\n").encode())
+    if is_main():
+        write_trained(run.model, folder / TRAINED)
+        write_atomically(folder / DONE, (json.dumps(final, indent=2) + "\n").encode())
+    wait()
     return report
 
 

@@ -14,8 +14,9 @@ import torch
 import yaml
 
 from vistoken.core.errors import UsageError
+from vistoken.core.files import writing
 from vistoken.train.config import RunConfig, dump_config, parse_config
-from vistoken.train.trained import TRAINED, write_atomically
+from vistoken.train.trained import write_atomically
 
 MODEL = "model"
 METRICS = "metrics.jsonl"
@@ -34,22 +35,18 @@ _FREE = (
 )
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a stage; the Trainer writes its state file last."""
-    found = [
-        (int(path.name.removeprefix("checkpoint-")), path)
-        for path in folder.glob("checkpoint-*")
-        if (path / "trainer_state.json").is_file() and (path / TRAINED).is_file()
-    ]
-    return max(found)[1] if found else None
-
-
 def claim(config: RunConfig, resume: bool) -> None:
     """Make the run's folder, or check that it belongs to this configuration.
 
     Raises:
         UsageError: The folder is in use, or was started with another configuration.
+        MachineError: It cannot be written.
     """
+    with writing(config.output):
+        _claim(config, resume)
+
+
+def _claim(config: RunConfig, resume: bool) -> None:
     path = config.output / _CONFIG
     if path.is_file():
         if not resume:

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vistoken.core.errors import WeightsError
+from vistoken.core.files import writing
 from vistoken.models.checkpoint import own_state, read_safetensors
 from vistoken.train.groups import is_lora
 
@@ -72,9 +73,10 @@ def read_trained(
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, then rename it."""
     scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        try:
+            scratch.write_bytes(content)
+            os.replace(scratch, path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise

@@ -19,6 +19,8 @@ from vistoken.core.errors import DataError
 from vistoken.data.sampling import ModalityLengthSampler
 from vistoken.train.alignment import NameSpace
 from vistoken.train.arguments import schedule, training_arguments
+from vistoken.train.checkpoints import AtomicCheckpoints
+from vistoken.train.distributed import run_through
 from vistoken.train.examples import Items, ScenePicture
 from vistoken.train.groups import optimizer_groups
 from vistoken.train.metrics import JsonLines, Meter, Progress, peak_memory
@@ -55,7 +57,7 @@ def _no_counts() -> dict[str, int]:
     return {}
 
 
-class VistokenTrainer(Trainer):
+class VistokenTrainer(AtomicCheckpoints, Trainer):
     """Trains one stage.
 
     Args:
@@ -172,7 +174,10 @@ class VistokenTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Loss of a micro-batch, as its step's average needs it."""
-        step = self.objective.loss(self.model, inputs, self.meter)
+        # through the wrapper, which exchanges the gradients; past it every process trains alone
+        step: StepLoss = run_through(
+            model, self.model, lambda: self.objective.loss(self.model, inputs, self.meter)
+        )
         loss = step.mean if num_items_in_batch is None else self._share(step, num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
