@@ -15,6 +15,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     pipeline,
 )
+from transformers.generation import utils as generation
 
 from vistoken.core.errors import DataError, UsageError, WeightsError
 from vistoken.core.tables import TOKEN, TokenKind
@@ -417,8 +418,12 @@ def test_chunked_prefill_gives_the_same_answer(pico, picture):
     model, processor = pico
     batch = inputs_for(processor, picture, 1)
     whole = model.generate(**batch, max_new_tokens=4, do_sample=False)
-    chunked = model.generate(**batch, max_new_tokens=4, do_sample=False, prefill_chunk_size=7)
-    assert torch.equal(whole, chunked)
+    options = {"max_new_tokens": 4, "do_sample": False, "prefill_chunk_size": 7}
+    if not hasattr(generation, "_slice_mm_encoder_output"):  # 5.19 loses pictures between chunks
+        with pytest.raises(ValueError, match="no images were given"):
+            model.generate(**batch, **options)
+        return
+    assert torch.equal(whole, model.generate(**batch, **options))
 
 
 def test_lora_on_a_lone_connector_acts(picture):
