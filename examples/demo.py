@@ -12,13 +12,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging as transformers_logging
+from vistoken.cli.console import quieten
 
-import vistoken
-from vistoken.convert.nano_parts import ensure_nano_parts
-from vistoken.convert.photograph import CREDIT, fetch_photograph
-from vistoken.core.errors import MachineError, UsageError, VistokenError, WeightsError
-from vistoken.models.images import open_image
+quieten()  # libraries talk while they are imported
+
+import vistoken  # noqa: E402
+from vistoken.convert.nano_parts import ensure_nano_parts  # noqa: E402
+from vistoken.convert.photograph import CREDIT, fetch_photograph  # noqa: E402
+from vistoken.core.errors import MachineError, UsageError, VistokenError, WeightsError  # noqa: E402
+from vistoken.models.images import open_image  # noqa: E402
 
 WIDTH = 88
 PHOTO_QUESTION = "What is in the picture?"
@@ -30,8 +32,6 @@ LIMITS = (
 
 
 def main() -> int:
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     assets = resources.files("vistoken") / "assets"
     scene = json.loads((assets / "demo_scene.json").read_text(encoding="utf-8"))
     with resources.as_file(assets / scene["image"]) as path:
