@@ -20,6 +20,7 @@ from vistoken.data.sampling import ModalityLengthSampler
 from vistoken.train.alignment import NameSpace
 from vistoken.train.arguments import schedule, training_arguments
 from vistoken.train.checkpoints import AtomicCheckpoints
+from vistoken.train.data_time import TimedData
 from vistoken.train.distributed import run_through
 from vistoken.train.examples import Items, ScenePicture
 from vistoken.train.groups import optimizer_groups
@@ -57,7 +58,7 @@ def _no_counts() -> dict[str, int]:
     return {}
 
 
-class VistokenTrainer(AtomicCheckpoints, Trainer):
+class VistokenTrainer(AtomicCheckpoints, TimedData, Trainer):
     """Trains one stage.
 
     Args:
