@@ -22,6 +22,7 @@ CONNECTORS = {
     "llava-sp": [SP],
     "llava-sp-pool": [SP, {"part": "pool", "options": {"grid": [3, 2]}}],
     "mlp-free-scale": ["mlp", "free-tokens", "rms-scale"],
+    "mlp-row-col": ["mlp", {"part": "row-col", "options": {"std": 0.1}}],
 }
 VIEWS = {
     "pad": "pad",

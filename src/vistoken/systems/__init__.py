@@ -52,6 +52,12 @@ PARTS: tuple[PartEntry, ...] = (
         "every token normalised to one learned magnitude",
     ),
     PartEntry(
+        "reduce",
+        "row-col",
+        f"{_HERE}.positions.stage:RowCol",
+        "learned row and column embeddings added to the patch tokens",
+    ),
+    PartEntry(
         "append",
         "free-tokens",
         f"{_HERE}.llava.stages:FreeTokens",

@@ -176,6 +176,10 @@ class FreeTokens(ConnectorStage):
             torch.randn(config.count, context.width) * context.width**-0.5
         )
 
+    def spatial_modules(self) -> list[nn.Module]:
+        """The stage itself: its tokens are trained as the spatial tokens they stand in for are."""
+        return [self]
+
     @classmethod
     def token_map(
         cls, config: FreeTokensConfig, context: StageContext, maps: list[ViewMap]

@@ -1,0 +1,1 @@
+"""Patch tokens that know their place: learned row and column embeddings."""
