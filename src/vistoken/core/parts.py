@@ -21,6 +21,9 @@ from vistoken.core.tables import TOKEN, VIEW, TokenKind, to_original
 Grid = tuple[int, int]
 """Rows, columns."""
 
+FEATURES = "encoder_features"
+"""Key in the connector's side outputs: per anchor, what enters the projection (N, width)."""
+
 
 @dataclass(frozen=True)
 class PartFlags:

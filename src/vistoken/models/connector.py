@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vistoken.core.parts import ConnectorStage, ConnectorState, StageContext
+from vistoken.core.parts import FEATURES, ConnectorStage, ConnectorState, StageContext
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Connector(nn.Module):
         super().__init__()
         self._names: list[str] = []
         self._alone: list[ConnectorStage] = []  # a list hides the module from registration
+        self._project = [resolved.kind for resolved in chain].index("project")
         stages = [stage.part(stage.config, stage.context) for stage in chain]
         if len(stages) == 1 and stages[0].flat_when_alone:
             self._alone = stages
@@ -66,6 +67,8 @@ class Connector(nn.Module):
             torch.cat([prefix, maps[0].flatten(0, 1)]) if len(prefix) else maps[0].flatten(0, 1)
             for prefix, maps in zip(prefixes, state.features, strict=True)
         ]
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
+            if number == self._project:  # decoder mechanisms may project them once more, themselves
+                state.side = {**state.side, FEATURES: list(state.tokens)}
             state = stage(state)
         return state

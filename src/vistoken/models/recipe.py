@@ -54,6 +54,7 @@ class Recipe(_Strict):
         views: View function.
         connector: Connector chain.
         layout: Layout.
+        mechanisms: Decoder mechanisms, in the order in which they act.
         language_model: Language model.
         seed: Seed of weights that are not loaded from anywhere.
         train: Training stages; validated by the training package.
@@ -66,6 +67,7 @@ class Recipe(_Strict):
     views: dict[str, Any] | str = "pad"
     connector: list[dict[str, Any] | str]
     layout: dict[str, Any] | str = "plain"
+    mechanisms: list[dict[str, Any] | str] = Field(default_factory=list)
     language_model: LanguageRecipe
     seed: int = 0
     train: dict[str, Any] | None = None
@@ -86,6 +88,7 @@ class Recipe(_Strict):
             vision_config=VistokenVisionConfig(towers=[_tower(tower) for tower in self.towers]),
             connector_config=[_part(stage, "connector") for stage in self.connector],
             layout_config=_part(self.layout, "layout"),
+            decoder_config={"mechanisms": [_part(m, "mechanism") for m in self.mechanisms]},
             text_config=text,
             image_token_id=vocab_size,
         )
