@@ -6,7 +6,6 @@ from safetensors.torch import load_file, save_file
 
 from vistoken.core.errors import DataError, UsageError, WeightsError
 from vistoken.models.modeling import VistokenForConditionalGeneration
-from vistoken.train.config import parse_config
 from vistoken.train.objectives import StepLoss
 from vistoken.train.objectives.name_alignment import NameAlignment
 from vistoken.train.run import last_checkpoint, train
@@ -14,42 +13,7 @@ from vistoken.train.samples import group_examples, read_examples
 from vistoken.train.trainer import VistokenTrainer, schedule
 
 from .conftest import row, write_lines
-
-ALIGN = {
-    "name": "align",
-    "objective": "name-alignment",
-    "groups": {"connector": {"train": "full", "lr": 5e-3}},
-    "steps": 4,
-    "images_per_step": 2,
-    "log_every": 2,
-    "retrieval_every": 2,
-}
-JOINT = {
-    "name": "joint",
-    "needs": "align",
-    "groups": {
-        "spatial": {"train": "full", "lr": 1e-3},
-        "language": {"train": "lora", "lr": 5e-3, "lora": {"r": 4, "alpha": 8, "dropout": 0.1}},
-    },
-    "steps": 6,
-    "save_every": 2,
-    "log_every": 1,
-}
-
-
-def configuration(data, output, stages=(ALIGN, JOINT), **fields):
-    return parse_config(
-        {
-            "recipe": "pico",
-            "data": [str(data / "train.jsonl")],
-            "output": str(output),
-            "cache": str(output.parent / "cache"),
-            "precision": "float32",
-            "stages": list(stages),
-            **fields,
-        }
-    )
-
+from .stages import ALIGN, JOINT, configuration
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):

@@ -32,14 +32,16 @@ class NameProbe:
         """How often the tokens of the pictures are nearest to the right word; empty without any."""
         if self.names is None or self.collate is None or not self.pictures:
             return {}
-        names, colours = [0, 0], [0, 0]
+        names, colours, loss = [0, 0], [0, 0], 0.0
         for start in range(0, len(self.pictures), _BATCH):
             batch = self.collate(self.pictures[start : start + _BATCH])
             patches = encode_patches(model, batch["pictures"])
-            _, found = score(self.names, patches, batch["scenes"])
+            mean, found = score(self.names, patches, batch["scenes"])
+            loss += float(mean) * (found.names[1] + found.colours[1])
             names = [a + b for a, b in zip(names, found.names, strict=True)]
             colours = [a + b for a, b in zip(colours, found.colours, strict=True)]
         return {
             "retrieval/names": names[0] / max(names[1], 1),
             "retrieval/colours": colours[0] / max(colours[1], 1),
+            "retrieval/loss": loss / max(names[1] + colours[1], 1),
         }

@@ -99,6 +99,7 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, Trainer):
         self.lengths = lengths
         self.counts = counts
         self.progress = Progress(stage.name)
+        self._probed = 0  # step of the last name retrieval
         self._elapsed_before = 0.0
         self._began = time.perf_counter()
         super().__init__(
@@ -203,10 +204,17 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, Trainer):
             logs["peak_memory_mb"] = peak_memory() / 1e6
             logs["eta_s"] = self._eta()
             logs["elapsed_s"] = self.elapsed
-            every = self.stage.retrieval_every
-            if every and self.state.global_step % every < self.stage.log_every:
+            if self._probe_is_due():
                 logs.update(self.retrieve_names())
         super().log(logs, start_time)
+
+    def _probe_is_due(self) -> bool:
+        """Whether a multiple of ``retrieval_every`` was passed since the last probe."""
+        every, step = self.stage.retrieval_every, self.state.global_step
+        if not every or step // every == self._probed // every:
+            return False
+        self._probed = step
+        return True
 
     def _eta(self) -> float:
         seconds = self.progress.eta(self.state)
