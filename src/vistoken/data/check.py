@@ -13,7 +13,14 @@ from vistoken.data.forms import Form, form_of
 from vistoken.data.labels import IGNORE_LABEL, EncodedConversation, encode_conversation
 from vistoken.data.reading import Rows, open_rows
 from vistoken.data.sampling import modality_length
-from vistoken.data.schema import FaultKind, Message, SampleFault, image_paths, name_sample
+from vistoken.data.schema import (
+    FaultKind,
+    Message,
+    SampleFault,
+    image_paths,
+    is_picture_file,
+    name_sample,
+)
 from vistoken.models.images import open_image
 
 Size = tuple[int, int]
@@ -275,7 +282,7 @@ class _Checker:
 
 
 def _picture_size(path: Path) -> Size | SampleFault:
-    if not path.is_file():
+    if not is_picture_file(path):
         return SampleFault("image-missing", f"image {path} does not exist; check the image root")
     try:
         picture = open_image(path)

@@ -10,6 +10,7 @@ from vistoken.data.schema import (
     SampleFault,
     TextPart,
     image_paths,
+    is_picture_file,
     name_sample,
     read_messages,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "from_llava",
     "from_sharegpt",
     "image_paths",
+    "is_picture_file",
     "name_sample",
     "read_messages",
 ]

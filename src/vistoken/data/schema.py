@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, TypedDict, cast
 
 from vistoken.core.errors import DataError, did_you_mean
@@ -119,6 +120,14 @@ def image_paths(messages: Sequence[Message]) -> list[str]:
         for part in message["content"]
         if part["type"] == "image"
     ]
+
+
+def is_picture_file(path: Path) -> bool:
+    """Whether there is a file of this name, however strange the name is."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def name_sample(row: Mapping[str, object], where: str) -> str:

@@ -12,7 +12,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -123,30 +123,40 @@ class FeatureCache:
         images: Sequence[Path],
         batch: int = 8,
         progress: Callable[[int, int], None] | None = None,
+        without: Collection[Path] = (),
     ) -> FillReport:
         """Encode every image that is not there yet.
 
         Args:
-            images: Image files.
+            images: Image files; a sequence that reads them from somewhere is gone through once.
             batch: Images per pass of the towers.
             progress: Called with the number done and the total.
+            without: Images to pass over.
         """
         start = time.perf_counter()
-        unique = list(dict.fromkeys(Path(image) for image in images))
-        missing: dict[Path, Path] = {}  # cache file -> image; equal pictures share a file
-        for image in unique:
+        waiting: dict[Path, Path] = {}  # cache file -> image; equal pictures share a file
+        done = encoded = 0
+
+        def encode() -> None:
+            nonlocal encoded
+            if waiting:
+                self._encode([(image, path) for path, image in waiting.items()])
+                encoded += len(waiting)
+                waiting.clear()
+                if progress is not None:
+                    progress(done, len(images))
+
+        for image in images:
+            done += 1
+            if image in without:
+                continue
             path = self.path(self.key(image))
-            if not path.exists():
-                missing.setdefault(path, image)
-        todo = [(image, path) for path, image in missing.items()]
-        done = len(unique) - len(todo)
-        for first in range(0, len(todo), batch):
-            group = todo[first : first + batch]
-            self._encode(group)
-            done += len(group)
-            if progress is not None:
-                progress(done, len(unique))
-        return FillReport(len(unique), len(todo), time.perf_counter() - start)
+            if path not in waiting and not path.exists():
+                waiting[path] = Path(image)
+            if len(waiting) == batch:
+                encode()
+        encode()
+        return FillReport(done, encoded, time.perf_counter() - start)
 
     @torch.no_grad()
     def _encode(self, items: Sequence[tuple[Path, Path]]) -> None:

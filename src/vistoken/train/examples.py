@@ -1,18 +1,47 @@
-"""Rows of data files -> examples, and groups of them that share their pictures."""
+"""Rows of data files -> examples, each read when a batch needs it.
+
+Opening a file reads every row once, checks it and keeps a few numbers of it: its length in words,
+whether it shows a picture, and a hash that tells which rows show the same ones. Texts and paths are
+read again when a batch asks for them, so a million rows take less than a hundred megabytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from torch.utils.data import Dataset
+import numpy as np
+from numpy.typing import NDArray
 
 from vistoken.core.errors import DataError
-from vistoken.data.messages import Message, from_llava, image_paths, name_sample, read_messages
-from vistoken.data.reading import BadSamples, open_rows, read_good
+from vistoken.data.forms import Form, form_of
+from vistoken.data.messages import Message, image_paths, is_picture_file, name_sample
+from vistoken.data.reading import BadSamples, Rows, open_rows
+from vistoken.data.sampling import modality_length
+from vistoken.data.schema import SampleFault, raise_fault
 from vistoken.train.alignment import Scene, read_scenes, scenes_file
+from vistoken.train.lazy import Items, Lazy
+
+__all__ = [
+    "Example",
+    "Examples",
+    "Items",
+    "Numbers",
+    "ScenePicture",
+    "read_examples",
+    "read_pictures",
+]
+
+Numbers = NDArray[np.int32]
+
+_KNOWN_PATHS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -24,20 +53,14 @@ class Example:
         messages: The conversation.
         images: Files of its pictures, in order.
         kind: What it asks, empty when the row does not say.
+        id: The row's id.
     """
 
     where: str
     messages: list[Message]
     images: tuple[Path, ...]
     kind: str
-
-
-@dataclass(frozen=True)
-class QuestionGroup:
-    """Rows about the same pictures, at most so many."""
-
-    images: tuple[Path, ...]
-    examples: tuple[Example, ...]
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,70 +71,119 @@ class ScenePicture:
     scene: Scene
 
 
-class Items(Dataset[Any]):
-    """A list as a map-style data set."""
+@dataclass(frozen=True)
+class ExampleFile:
+    """A data file whose rows are examples.
 
-    def __init__(self, items: Sequence[Any]) -> None:
-        self.items = list(items)
+    Attributes:
+        rows: Its rows.
+        form: The form they are written in.
+        root: Folder of the image paths.
+    """
+
+    rows: Rows
+    form: Form
+    root: Path
+
+    def example(self, index: int, record: dict[str, Any] | None = None) -> Example:
+        """A row as an example; its pictures need not exist.
+
+        Raises:
+            DataError: The row is damaged or breaks its form.
+        """
+        where = self.rows.where(index)
+        record = self.rows[index] if record is None else record
+        row = self.form.read(record, where, raise_fault)
+        messages = cast("list[Message]", row["messages"])
+        images = tuple(self.root / path for path in image_paths(messages))
+        name = name_sample(row, where)
+        return Example(name, messages, images, str(row.get("kind", "")), str(row["id"]))
+
+
+class Examples(Lazy[Example]):
+    """The usable rows of data files; see :func:`read_examples`.
+
+    Args:
+        files: The files, in order.
+        numbers: Numbers of the usable rows, counted on from file to file.
+        lengths: Words of each, negative without a picture.
+        counts: Pictures of each.
+        keys: Hash of each one's pictures and system text; of no meaning without a picture.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[ExampleFile],
+        numbers: Numbers,
+        lengths: Numbers,
+        counts: Numbers,
+        keys: NDArray[np.uint64],
+    ) -> None:
+        self.files = tuple(files)
+        self.numbers = numbers
+        self.lengths = lengths
+        self.counts = counts
+        self.keys = keys
+        self._starts = [0, *accumulate(len(file.rows) for file in files)]
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.numbers)
 
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
+    def item(self, index: int) -> Example:
+        """Read a row."""
+        number = int(self.numbers[index])
+        place = bisect_right(self._starts, number) - 1
+        return self.files[place].example(number - self._starts[place])
 
 
 def read_examples(
     files: Sequence[Path], image_root: Path | None, bad: BadSamples | None = None
-) -> list[Example]:
-    """Read data files.
+) -> Examples:
+    """Open data files and check every row once.
 
     Args:
-        files: Files of the messages schema, or of LLaVA's records; whatever
-            :func:`vistoken.data.reading.open_rows` opens.
+        files: Whatever :func:`vistoken.data.reading.open_rows` opens, in any form that
+            :func:`vistoken.data.forms.form_of` knows.
         image_root: Folder of the image paths; each file's own when None.
         bad: What to do with faulty rows; the first one stops the reading when None.
 
+    Returns:
+        The usable rows, read again when asked for.
+
     Raises:
-        DataError: A file is missing or empty, a row breaks the schema, or a picture is missing.
+        DataError: A file is missing or empty, a row breaks its form, or a picture is missing.
     """
     bad = bad or BadSamples()
-    examples: list[Example] = []
+    opened: list[ExampleFile] = []
+    numbers, lengths, counts, keys = array("i"), array("i"), array("i"), array("Q")
+    first = 0
     for path in files:
-        root = image_root or path.parent
-        known: set[str] = set()  # paths that exist
-
-        def read(
-            row: dict[str, Any], where: str, root: Path = root, known: set[str] = known
-        ) -> Example:
-            return _example(row, where, root, known)
-
-        examples += [example for _, example in read_good(open_rows(path), read, bad)]
-    if not examples:
+        rows = open_rows(path)
+        file = ExampleFile(rows, form_of(rows, "auto"), image_root or path.parent)
+        exists = lru_cache(_KNOWN_PATHS)(is_picture_file)
+        with rows.reader() as row_at:
+            for index in range(len(rows)):
+                sample = ""
+                try:
+                    record = row_at(index)
+                    sample = str(record.get("id", ""))
+                    example = file.example(index, record)
+                    _check_pictures(example, exists)
+                except DataError as error:
+                    bad.take(error, sample)
+                    continue
+                numbers.append(first + index)
+                lengths.append(modality_length(example.messages))
+                counts.append(len(example.images))
+                keys.append(_key(example))
+        opened.append(file)
+        first += len(rows)
+    if not numbers:
         raise DataError(
             f"no usable row in {', '.join(map(str, files))}; {bad.skipped} were skipped"
         )
-    return examples
-
-
-def group_examples(examples: Sequence[Example], most: int) -> list[QuestionGroup]:
-    """Collect rows about the same pictures into groups of at most ``most``, evenly cut.
-
-    Rows without a picture, and rows that begin with different system messages, stay apart.
-    """
-    by_key: dict[tuple[object, ...], list[Example]] = {}
-    for number, example in enumerate(examples):
-        key: tuple[object, ...] = (number,)
-        if example.images:
-            key = (example.images, _system_text(example.messages))
-        by_key.setdefault(key, []).append(example)
-    groups = []
-    for members in by_key.values():
-        parts = -(-len(members) // most)
-        for part in range(parts):
-            chosen = members[part * len(members) // parts : (part + 1) * len(members) // parts]
-            groups.append(QuestionGroup(chosen[0].images, tuple(chosen)))
-    return groups
+    tables = [np.frombuffer(column, np.int32) for column in (numbers, lengths, counts)]
+    return Examples(opened, *tables, np.frombuffer(keys, np.uint64))
 
 
 def read_pictures(files: Sequence[Path], image_root: Path | None) -> list[ScenePicture]:
@@ -124,24 +196,21 @@ def read_pictures(files: Sequence[Path], image_root: Path | None) -> list[SceneP
     return pictures
 
 
-def _example(row: dict[str, Any], where: str, root: Path, known: set[str]) -> Example:
-    if "conversations" in row:
-        row = from_llava(row, where)
-    messages = read_messages(row, where)
-    paths = image_paths(messages)
-    for path in paths:
-        if path not in known and not (root / path).is_file():
-            raise DataError(
-                f"{name_sample(row, where)}: image {root / path} does not exist; check image_root"
+def _check_pictures(example: Example, exists: Callable[[Path], bool]) -> None:
+    for image in example.images:
+        if not exists(image):
+            raise SampleFault(
+                "image-missing",
+                f"{example.where}: image {image} does not exist; check image_root",
             )
-        known.add(path)
-    kind = row.get("kind", "")
-    return Example(
-        name_sample(row, where), messages, tuple(root / path for path in paths), str(kind)
-    )
 
 
-def _system_text(messages: Sequence[Message]) -> str:
-    if messages[0]["role"] != "system":
-        return ""
-    return "".join(part["text"] for part in messages[0]["content"] if part["type"] == "text")
+def _key(example: Example) -> int:
+    """The same for rows that may stand behind one prefix."""
+    system = ""
+    if example.messages[0]["role"] == "system":
+        parts = example.messages[0]["content"]
+        system = "".join(part["text"] for part in parts if part["type"] == "text")
+    told = "\0".join([*map(str, example.images), system])
+    digest = hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

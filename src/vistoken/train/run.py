@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -188,13 +189,14 @@ def _run_stage(
     started.done.add(stage.name)
     if dry_run:
         return report
-    readable = data.images
+    unreadable: set[Path] = set()
     if isinstance(encode, CachedEncoder):
-        wanted = [*data.images, *(picture.image for picture in probe)]
-        unreadable = fill_cache(encode.cache, wanted, run.config.on_bad_sample == "skip", progress)
-        readable = [image for image in data.images if image not in unreadable]
+        skip = run.config.on_bad_sample == "skip"
+        unreadable = fill_cache(encode.cache, data.images, skip, progress)
+        unreadable |= fill_cache(encode.cache, [picture.image for picture in probe], skip, progress)
     run.model.to(run.device)
-    standardise(run.model, encode, readable[:_STANDARDISE_ON])
+    readable = (image for image in data.images if image not in unreadable)
+    standardise(run.model, encode, list(islice(readable, _STANDARDISE_ON)))
     folder = run.folder(stage)
     objective = find_objective(stage.objective)
     collate = objective.collator(stage, run.processor, encode, bad)

@@ -12,15 +12,8 @@ from vistoken.core.errors import DataError
 from vistoken.core.tables import split_media
 from vistoken.data.reading import BadSamples
 from vistoken.train.encoders import CachedEncoder, Encoder, Pictures, PixelEncoder
-from vistoken.train.examples import (
-    Example,
-    Items,
-    QuestionGroup,
-    ScenePicture,
-    group_examples,
-    read_examples,
-    read_pictures,
-)
+from vistoken.train.examples import Example, Items, ScenePicture, read_examples, read_pictures
+from vistoken.train.grouping import QuestionGroup, group_examples
 from vistoken.train.packing import (
     Packed,
     PackedBatch,

@@ -80,8 +80,9 @@ def fill_cache(
     Raises:
         DataError: A picture cannot be read, without ``skip``.
     """
-    unreadable = _unreadable(images) if skip else set()
-    wanted = [image for image in images if image not in unreadable]
+    unreadable: set[Path] = set()
+    if skip:
+        unreadable = {image for image in images if not _can_be_read(image)}
 
     def tell(done: int, total: int) -> None:
         if progress is not None:
@@ -89,16 +90,14 @@ def fill_cache(
         if done == total or done % 200 < 8:
             logger.info("encoded %d of %d images", done, total)
 
-    report = cache.fill(wanted, progress=tell)
+    report = cache.fill(images, progress=tell, without=unreadable)
     logger.info("%d images cached, %.1f img/s", report.images, report.images_per_second)
     return unreadable
 
 
-def _unreadable(images: Sequence[Path]) -> set[Path]:
-    broken: set[Path] = set()
-    for image in dict.fromkeys(images):
-        try:
-            open_image(image)
-        except DataError:
-            broken.add(image)
-    return broken
+def _can_be_read(image: Path) -> bool:
+    try:
+        open_image(image)
+    except DataError:
+        return False
+    return True

@@ -39,12 +39,12 @@ class StageItems:
 
     Attributes:
         items: One entry per sample of the data loader.
-        images: Every picture in them, once.
+        images: Every picture in them, hardly one more than once.
         lengths: Grouping length of each item, negative without a picture; empty where unknown.
     """
 
     items: Sequence[Any]
-    images: list[Path]
+    images: Sequence[Path]
     lengths: Sequence[int] = ()
 
 

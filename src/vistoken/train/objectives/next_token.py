@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vistoken.data.sampling import modality_length
 from vistoken.models.templates import load_template
 from vistoken.train.encoders import Encoder, encode_pictures
-from vistoken.train.examples import group_examples, read_examples
+from vistoken.train.examples import read_examples
+from vistoken.train.grouping import group_examples
 from vistoken.train.loss import chunk_rows, summed_cross_entropy
 from vistoken.train.metrics import Meter
 from vistoken.train.objectives.base import Objective, StageItems, StepLoss
@@ -35,11 +35,7 @@ class NextToken(Objective):
     ) -> StageItems:
         """Rows about the same pictures, grouped."""
         groups = group_examples(read_examples(files, root, bad), stage.questions_per_image)
-        images = dict.fromkeys(image for group in groups for image in group.images)
-        lengths = [
-            sum(modality_length(example.messages) for example in group.examples) for group in groups
-        ]
-        return StageItems(groups, list(images), lengths)
+        return StageItems(groups, groups.images, groups.lengths)
 
     @classmethod
     def collator(
