@@ -137,7 +137,7 @@ def _importer(directory: Path, model: VistokenForConditionalGeneration) -> Any:
     """The importer of this connector, after checking that a release records all it needs."""
     chain = model.model.plan.chain
     importers = [load_part("importer", name) for name in part_names("importer")]
-    known = {importer.part: importer for importer in importers}
+    known = {i.part: i for i in importers if i.mechanism is None}
     if len(chain) != 1 or chain[0].kind != "project":
         raise UsageError(
             f"{directory} has the connector {' -> '.join(stage.name for stage in chain)}; the "

@@ -228,13 +228,14 @@ def _save_generation_config(plan: OfficialPlan, image_token_id: int, folder: Pat
 
 def _report(plan: OfficialPlan, out: Path, full: bool) -> ConversionReport:
     chain = " -> ".join(spec.part for spec in plan.pipeline.connector)
+    acting = "".join(f", {m['part']}" for m in plan.config.decoder_config["mechanisms"])
     adapter_rows = [] if plan.adapter is None else plan.adapter.rows
     return ConversionReport(
         source=plan.release.directory,
         out=out,
         kind=plan.release.kind,
         result="full" if full else "light",
-        connector=chain if plan.variant == chain else f"{chain} {plan.variant}",
+        connector=(chain if plan.variant == chain else f"{chain} {plan.variant}") + acting,
         views=plan.pipeline.views.part,
         layout=plan.pipeline.layout.part,
         template=plan.settings.template,

@@ -130,13 +130,14 @@ def plan_release(
     settings = read_settings(release.config, preprocessing.size, where)
     base_dir = None if release.kind is ReleaseKind.MERGED else find_base(release, base)
     text = settings.text if base_dir is None else read_base_config(release, base_dir)
-    connector = {
+    ours = (Role.CONNECTOR, Role.MECHANISM)
+    tensors = {
         normalise(k): v
         for k, v in release.weights.items()
-        if role_of(normalise(k)) is Role.CONNECTOR and normalise(k) != NEWLINE
+        if role_of(normalise(k)) in ours and normalise(k) != NEWLINE
     }
     tower_recipe = _tower_recipe(tower, settings, preprocessing)
-    importer, options = _read_connector(release, connector, tower_recipe)
+    importer, options = _read_connector(release, tensors, tower_recipe)
     recipe = Recipe(
         name="imported",
         template=settings.template,
@@ -144,12 +145,13 @@ def plan_release(
         views=settings.views,
         connector=[{"part": importer.part, "options": options}],
         layout=settings.layout,
+        mechanisms=_mechanisms(release, importer, tensors, text),
         language_model=LanguageRecipe(source=str(base_dir), config=text),
     )
     config = recipe.model_config_for()
     with torch.device("meta"):
         model = VistokenForConditionalGeneration(config)
-    names = connector_names(importer, model)
+    names = {**connector_names(importer, model), **mechanism_names(importer, model)}
     ledger = _account(release, model, names, config.image_token_id)
     return OfficialPlan(
         release=release,
@@ -232,6 +234,28 @@ def connector_names(importer: Any, model: nn.Module) -> dict[str, str]:
     return {theirs: stem + ours for ours, theirs in official.items()}
 
 
+def mechanism_names(importer: Any, model: nn.Module) -> dict[str, str]:
+    """Official name -> ours in the whole model, for every tensor of the release's mechanism."""
+    stem = f"model.mechanisms.{importer.mechanism}."
+    state = {n.removeprefix(stem): t for n, t in model.state_dict().items() if n.startswith(stem)}
+    official = importer.mechanism_names(state)
+    return {theirs: stem + ours for ours, theirs in official.items()}
+
+
+def _mechanisms(
+    release: Release, importer: Any, tensors: Mapping[str, Tensor], text: Mapping[str, Any]
+) -> list[dict[str, Any] | str]:
+    if importer.mechanism is None:
+        return []
+    try:
+        options = importer.mechanism_options(tensors, text["num_hidden_layers"])
+    except WeightsError as error:
+        raise WeightsError(
+            f"{file_of(release.directory, release.weights)}: {error}; fetch the release again"
+        ) from error
+    return [{"part": importer.mechanism, "options": options}]
+
+
 def _account(release: Release, model: nn.Module, names: dict[str, str], vocab_size: int) -> Ledger:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     ledger = Ledger(shapes, vocab_size)
@@ -259,10 +283,8 @@ def _account(release: Release, model: nn.Module, names: dict[str, str], vocab_si
 def _require(release: Release, model: nn.Module, ledger: Ledger, names: dict[str, str]) -> None:
     inverse = {ours: f"model.{official}" for official, ours in names.items()}
     inverse[f"model.layout.{NEWLINE}"] = f"model.{NEWLINE}"
-    own = [
-        n for n in ledger.shapes if n.startswith(("model.multi_modal_projector.", "model.layout."))
-    ]
-    wanted = list(own)
+    prefixes = ("model.multi_modal_projector.", "model.layout.", "model.mechanisms.")
+    wanted = [name for name in ledger.shapes if name.startswith(prefixes)]
     if release.kind is ReleaseKind.MERGED:
         wanted += [n for n in language_names(ledger.shapes) if not is_tied(n, model.config)]
     tower = [n for n in ledger.shapes if n.startswith("model.vision_tower.")]

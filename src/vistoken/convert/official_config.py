@@ -19,6 +19,8 @@ FAMILIES = {
     "llava_qwen": ("qwen2", "chatml"),
 }
 
+_LLAMA_3_VOCABULARY = 128_000
+
 _GEOMETRY = (
     "hidden_size",
     "intermediate_size",
@@ -106,11 +108,15 @@ def base_mismatch(release: dict[str, Any], base: dict[str, Any]) -> str:
 
 
 def _family(config: dict[str, Any], where: str) -> tuple[str, str]:
+    """Language model family and the template of its releases."""
     model_type = str(config.get("model_type"))
     if model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise WeightsError(f"{where}: model_type {model_type!r} is not known here (known: {known})")
-    return FAMILIES[model_type]
+    family, template = FAMILIES[model_type]
+    if family == "llama" and config.get("vocab_size", 0) >= _LLAMA_3_VOCABULARY:
+        template = "llama-3"  # these call themselves LLaVA as well, but never saw Vicuna's words
+    return family, template
 
 
 def _text_config(config: dict[str, Any], family: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Source: haotian-liu/LLaVA llava/model/builder.py and train/train.py, behaviour o
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +22,7 @@ from vistoken.core.errors import WeightsError
 ADAPTER_CONFIG = "adapter_config.json"
 NON_LORA = "non_lora_trainables"
 CONNECTOR_STEMS = (NON_LORA, "mm_projector", "model")
+_IN_LAYER = re.compile(r"layers\.\d+\.mm_")
 _OFFICIAL_FIELDS = ("mm_vision_tower", "mm_projector_type", "mm_hidden_size", "use_mm_proj")
 
 
@@ -36,6 +38,7 @@ class Role(StrEnum):
     """What a tensor of a release belongs to."""
 
     CONNECTOR = "connector"
+    MECHANISM = "mechanism"
     LANGUAGE_MODEL = "language model"
     VISION_TOWER = "vision tower"
     LORA = "lora"
@@ -117,6 +120,8 @@ def role_of(name: str) -> Role:
         return Role.DERIVED
     if name.startswith("vision_tower."):
         return Role.VISION_TOWER
+    if _IN_LAYER.match(name):  # no language model has parts of that prefix
+        return Role.MECHANISM
     if name.startswith(("layers.", "embed_tokens.", "norm.", "lm_head.")):
         return Role.LANGUAGE_MODEL
     return Role.CONNECTOR

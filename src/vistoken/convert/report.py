@@ -40,7 +40,8 @@ class ConversionReport:
         out: Where the result is, or would be.
         kind: Layout of the source: ``lora``, ``connector``, ``merged`` or ``llava-hf``.
         result: ``full`` or ``light``.
-        connector: The connector chain by its parts' names, with the variant.
+        connector: The connector chain by its parts' names, with the variant; then the decoder's
+            mechanisms.
         views: View function.
         layout: Layout.
         template: Chat template.

@@ -7,6 +7,7 @@ from vistoken.core.registry import PartEntry
 _LLAVA = "LLaVA-1.5, arXiv 2310.03744"
 _LLAVA_NEXT = "LLaVA-NeXT, llava-vl.github.io/blog/2024-01-30-llava-next"
 _LLAVA_SP = "LLaVA-SP, arXiv 2507.00505"
+_SAISA = "SAISA, arXiv 2502.02458"
 _HERE = "vistoken.systems"
 
 PARTS: tuple[PartEntry, ...] = (
@@ -92,6 +93,13 @@ PARTS: tuple[PartEntry, ...] = (
         f"{_HERE}.llava_sp.release_keys:LlavaSPKeys",
         "parameter names of official LLaVA-SP releases",
         _LLAVA_SP,
+    ),
+    PartEntry(
+        "importer",
+        "saisa",
+        f"{_HERE}.saisa.release_keys:SaisaKeys",
+        "parameter names of official SAISA releases",
+        _SAISA,
     ),
 )
 """Every part of this package; published under the entry-point group ``vistoken.parts``."""

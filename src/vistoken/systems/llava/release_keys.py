@@ -9,12 +9,13 @@ from torch import Tensor
 
 from vistoken.core.errors import WeightsError
 from vistoken.core.parts import Grid
+from vistoken.core.release_keys import ReleaseKeys
 
 _STEM = "mm_projector."
 _HOUSE = {"0": "linear_1", "2": "linear_2"}
 
 
-class LlavaKeys:
+class LlavaKeys(ReleaseKeys):
     """Importer of the connector ``mlp`` from an official release."""
 
     part = "mlp"

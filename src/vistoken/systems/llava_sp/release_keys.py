@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vistoken.core.errors import WeightsError
 from vistoken.core.parts import Grid
+from vistoken.core.release_keys import ReleaseKeys
 from vistoken.systems.llava_sp.config import Variant, default_scales
 from vistoken.systems.llava_sp.keys import (
     infer_options,
@@ -23,7 +24,7 @@ _KERNEL = re.compile(r"conv_(\d+)\.(1\.)?weight")
 _ATTENTION = ("query_projector.", "key_projector.", "value_projector.")
 
 
-class LlavaSPKeys:
+class LlavaSPKeys(ReleaseKeys):
     """Importer of the connector ``llava-sp`` from an official release."""
 
     part = "llava-sp"

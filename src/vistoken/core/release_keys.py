@@ -1,0 +1,66 @@
+"""Contract of importers: how an official release names the parameters of parts here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vistoken.core.parts import Grid
+
+
+class ReleaseKeys(ABC):
+    """Reads one kind of official release; used as a class, never made an object of.
+
+    Official names come with the wrappers' prefixes stripped: ``mm_projector.0.weight``,
+    ``layers.3.mm_projector.0.weight``.
+    """
+
+    part: ClassVar[str]
+    """Connector stage that such a release has."""
+
+    mechanism: ClassVar[str | None] = None
+    """Decoder mechanism that it has."""
+
+    @staticmethod
+    @abstractmethod
+    def recognises(names: Collection[str]) -> bool:
+        """Whether tensors of these official names are such a release's, and nothing else."""
+
+    @staticmethod
+    @abstractmethod
+    def options(tensors: Mapping[str, Tensor], grid: Grid) -> dict[str, Any]:
+        """Options of the connector stage that fit these weights.
+
+        Args:
+            tensors: Tensors of connector and mechanism by official name.
+            grid: Feature grid (rows, cols) of a view.
+
+        Raises:
+            WeightsError: A tensor is missing, or one has no place in any model here.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def official_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+        """Our name, relative to the stage -> the official one, for every tensor of the stage."""
+
+    @classmethod
+    def mechanism_options(cls, tensors: Mapping[str, Tensor], layers: int) -> dict[str, Any]:
+        """Options of the mechanism that fit these weights.
+
+        Args:
+            tensors: As for :meth:`options`.
+            layers: Layers of the release's language model.
+
+        Raises:
+            WeightsError: They belong to a language model of other layers.
+        """
+        return {}
+
+    @staticmethod
+    def mechanism_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+        """Our name, relative to the mechanism -> the official one, for each of its tensors."""
+        return {}
