@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 from torch import Tensor
-from transformers import Cache, PretrainedConfig
+from transformers import AttentionInterface, Cache, PretrainedConfig
 from transformers.masking_utils import (
     ALL_MASK_ATTENTION_FUNCTIONS,
     create_causal_mask,
@@ -18,8 +18,9 @@ from transformers.masking_utils import (
     eager_mask,
     sdpa_mask,
 )
+from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import _active_collector, capture_outputs
 
 LayerPattern = Literal["full_attention", "sliding_attention"]
 MaskForm = Literal["bool", "additive", "other", "none"]
@@ -132,3 +133,93 @@ def as_model_forward(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """
     captured: Any = capture_outputs(function)
     return cast("Callable[_P, _R]", merge_with_config_defaults(captured))
+
+
+class _AttentionFacts:
+    """What an attention function reads of its module, with another sharing of key/value heads."""
+
+    is_causal = True
+
+    def __init__(self, module: Any, groups: int) -> None:
+        self.num_key_value_groups = groups
+        self.training: bool = module.training
+        self.config: Any = module.config
+        self.layer_idx: int = module.layer_idx
+        self.scaling: float = module.scaling
+        self.head_dim: int = module.head_dim
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    *,
+    groups: int,
+    scaling: float,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Call the attention function that a layer's configuration names.
+
+    Args:
+        module: The stock attention module.
+        query (Tensor): (B, H, q, E).
+        keys (Tensor): (B, G, k, E).
+        values (Tensor): (B, G, k, E).
+        mask: In the backend's form; None means causal.
+        groups: Query heads per key/value head, H / G.
+        scaling: Factor on the products.
+        **options: Go to the attention function.
+
+    Returns:
+        Outputs (B, q, H, E), and the weights where the backend has them.
+    """
+    name = cast(str, module.config._attn_implementation)
+    function: Any = AttentionInterface().get_interface(name, eager_attention_forward)
+    output, weights = function(
+        _AttentionFacts(module, groups),
+        query,
+        keys,
+        values,
+        mask,
+        dropout=module.attention_dropout if module.training else 0.0,
+        scaling=scaling,
+        **options,
+    )
+    return output, weights
+
+
+def checkpointed(
+    layer: Any, function: Callable[[Tensor], tuple[Tensor | None, ...]], hidden: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Run a stand-in for a layer's forward under the layer's own gradient checkpointing, if on.
+
+    Args:
+        layer: The stock layer, which knows whether and how it is checkpointed.
+        function: Computes what the layer would, from the hidden states.
+        hidden (Tensor): (B, n, D).
+    """
+    if layer.gradient_checkpointing and layer.training:
+        return cast(
+            "tuple[Tensor | None, ...]", layer._gradient_checkpointing_func(function, hidden)
+        )
+    return function(hidden)
+
+
+def record_output(key: str, value: Tensor | None, *, before: Tensor | None = None) -> None:
+    """Record what the stock layer's hooks would have, where the caller asked for it.
+
+    Args:
+        key: ``hidden_states`` or ``attentions``.
+        value: What the layer gave; None is not recorded.
+        before: The layer's input, which opens the list of hidden states.
+    """
+    collected: Any = _active_collector.get()
+    if collected is None or key not in collected or value is None:
+        return
+    places = collected[key]
+    chosen = collected.get("_hidden_states_layers") if key == "hidden_states" else None
+    if key == "hidden_states" and not places:
+        places.append(before if chosen is None or 0 in chosen else None)
+    places.append(value if chosen is None or len(places) in chosen else None)

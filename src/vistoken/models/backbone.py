@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from vistoken.core.parts import ConnectorState
 from vistoken.core.tables import TOKEN, VIEW, split_media
 from vistoken.models.configuration import VistokenConfig
-from vistoken.models.decoder import build_stack, run_decoder
+from vistoken.models.decoder import MechanismContext, build_stack, run_decoder
 from vistoken.models.encoder import encode_views
 from vistoken.models.outputs import ImageFeatures, VistokenModelOutput
 from vistoken.models.pipeline import TokenPlan, anchor_rows
@@ -80,7 +80,8 @@ class VistokenModel(VistokenPreTrainedModel):
     def build_mechanisms(self) -> None:
         """Make the configured decoder mechanisms, freshly initialised."""
         config = self.config
-        self.stack = build_stack(config.decoder_config["mechanisms"], config.text_config)
+        context = MechanismContext(config.text_config, self.plan.projected_width)
+        self.stack = build_stack(config.decoder_config["mechanisms"], context)
         modules = {m.name: m for m in self.stack if isinstance(m, nn.Module)}
         if modules:
             self.mechanisms = nn.ModuleDict(modules)
@@ -277,11 +278,19 @@ class VistokenModel(VistokenPreTrainedModel):
             **kwargs,
         }
         outputs: BaseModelOutputWithPast
+        rows: Tensor | None = None
+        aux: dict[str, Tensor] | None = None
         if len(self.stack):
-            side = features.side if features is not None else None
+            side, aux = features.side if features is not None else None, {}
             outputs = run_decoder(
-                self.language_model, stack=self.stack, token_map=token_map, side=side, **call
+                self.language_model,
+                stack=self.stack,
+                token_map=token_map,
+                side=side,
+                aux=aux,
+                **call,
             )
+            rows = outputs.rows
         else:
             outputs = self.language_model(**call)
         return VistokenModelOutput(
@@ -290,4 +299,6 @@ class VistokenModel(VistokenPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             token_map=token_map,
+            rows=rows,
+            aux=aux,
         )

@@ -26,15 +26,41 @@ class ImageFeatures(BaseModelOutputWithPooling):
 
 
 @dataclass
+class DecoderOutput(BaseModelOutputWithPast):
+    """What the decoder loop returns.
+
+    Args:
+        rows (Tensor | None): (B, m) int64, which of the call's n rows each row of
+            ``last_hidden_state`` is, -1 on filling; None where no mechanism dropped any.
+    """
+
+    rows: Tensor | None = None
+
+
+@dataclass
 class VistokenModelOutput(BaseModelOutputWithPast):
-    """Decoder output plus the batch's token map (B, n, K), when media were given."""
+    """Decoder output, plus what media and mechanisms left.
+
+    Args:
+        token_map (Tensor | None): (B, n, K) int64, when media were given.
+        rows (Tensor | None): See :class:`DecoderOutput`.
+        aux: Losses and statistics of the mechanisms, when there are mechanisms.
+    """
 
     token_map: Tensor | None = None
+    rows: Tensor | None = None
+    aux: dict[str, Tensor] | None = None
 
 
 @dataclass
 class VistokenCausalLMOutput(ModelOutput):
-    """Logits, loss and caches, plus the batch's token map (B, n, K), when media were given."""
+    """Logits, loss and caches, plus what media and mechanisms left.
+
+    Args:
+        token_map (Tensor | None): (B, n, K) int64, when media were given.
+        rows (Tensor | None): See :class:`DecoderOutput`; logits are those of these rows.
+        aux: Losses (already in ``loss``) and statistics of the mechanisms.
+    """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -42,3 +68,5 @@ class VistokenCausalLMOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     token_map: Tensor | None = None
+    rows: Tensor | None = None
+    aux: dict[str, Tensor] | None = None

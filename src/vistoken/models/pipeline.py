@@ -229,6 +229,11 @@ class TokenPlan:
             (self.spec.layout.part, self.layout.flags),
         ]
 
+    @property
+    def projected_width(self) -> int:
+        """Channels of the features that enter the projection."""
+        return next(stage.context.width for stage in self.chain if stage.kind == "project")
+
     def build(self) -> tuple[Connector, Layout]:
         """Make the connector and layout modules, freshly initialised."""
         return Connector(self.chain), self.layout(self.layout_config, self.spec.text_width)

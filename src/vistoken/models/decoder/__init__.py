@@ -1,18 +1,47 @@
 """The decoder loop and the contract of the mechanisms that act in it."""
 
+from vistoken.models.decoder.asym import project_kv
 from vistoken.models.decoder.build import build_stack
-from vistoken.models.decoder.loop import run_decoder
-from vistoken.models.decoder.mechanism import Mechanism, MechanismStack, NoOp
-from vistoken.models.decoder.plan import LayerPlan, merge_plans
+from vistoken.models.decoder.cache import SparseCache
+from vistoken.models.decoder.drop import drop_rows, restore_rows
+from vistoken.models.decoder.keys import KeyTable
+from vistoken.models.decoder.loop import make_cache, run_decoder
+from vistoken.models.decoder.mechanism import BaseMechanism, Mechanism, MechanismContext, NoOp
+from vistoken.models.decoder.merge import merge_plans
+from vistoken.models.decoder.plan import (
+    STOCK_LAYER,
+    FfnChannels,
+    Inject,
+    LayerPlan,
+    ReadyKV,
+    Rotary,
+    ScoreRequest,
+)
+from vistoken.models.decoder.stack import MechanismStack, aux_loss
 from vistoken.models.decoder.state import SequenceState
 
 __all__ = [
+    "STOCK_LAYER",
+    "BaseMechanism",
+    "FfnChannels",
+    "Inject",
+    "KeyTable",
     "LayerPlan",
     "Mechanism",
+    "MechanismContext",
     "MechanismStack",
     "NoOp",
+    "ReadyKV",
+    "Rotary",
+    "ScoreRequest",
     "SequenceState",
+    "SparseCache",
+    "aux_loss",
     "build_stack",
+    "drop_rows",
+    "make_cache",
     "merge_plans",
+    "project_kv",
+    "restore_rows",
     "run_decoder",
 ]

@@ -12,15 +12,17 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from vistoken.core.errors import UsageError
 from vistoken.core.tables import TOKEN, TokenKind
 from vistoken.models._compat import as_model_forward
+from vistoken.models.decoder.cache import SparseCache
 from vistoken.models.decoder.families import layer_patterns
+from vistoken.models.decoder.layer_run import LayerRunner
 from vistoken.models.decoder.masks import AttentionMask, CallMasks, is_padding_mask
-from vistoken.models.decoder.mechanism import MechanismStack
+from vistoken.models.decoder.stack import MechanismStack
 from vistoken.models.decoder.state import SequenceState
+from vistoken.models.outputs import DecoderOutput
 
 
 class _TextModel(Protocol):
@@ -47,7 +49,7 @@ def run_decoder(
     side: Mapping[str, Any] | None = None,
     aux: dict[str, Tensor] | None = None,
     **kwargs: Any,
-) -> BaseModelOutputWithPast:
+) -> DecoderOutput:
     """Run a stock text model through our loop; with an empty stack it equals the model's forward.
 
     B batch, n rows of this call, k keys including cached ones, D hidden size, K table columns.
@@ -110,20 +112,22 @@ def _run_layers(
     side: Mapping[str, Any],
     aux: dict[str, Tensor],
     **kwargs: Any,
-) -> BaseModelOutputWithPast:
+) -> DecoderOutput:
     patterns = layer_patterns(language_model)
     model = cast(_TextModel, language_model)
     hidden = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     if use_cache and past_key_values is None:
-        past_key_values = DynamicCache(config=model.config)
+        past_key_values = make_cache(model.config, stack)
     state = SequenceState(
         hidden=hidden,
         position_ids=_positions(hidden, position_ids, past_key_values),
         valid=_valid_rows(hidden, attention_mask, token_map),
         token_map=token_map,
         side=side,
+        cache=past_key_values,
     )
     _require_rows(state)
+    started = _enter_rows(state)
     masks = CallMasks(
         model.config,
         attention_mask=attention_mask,
@@ -131,7 +135,9 @@ def _run_layers(
         valid=state.valid,
         cache=past_key_values,
     )
-    rotary, rotary_of = model.rotary_emb(hidden, state.position_ids), state.position_ids
+    state = _begin(stack, state)
+    rotary, rotary_of = model.rotary_emb(state.hidden, state.position_ids), state.position_ids
+    runner = LayerRunner(model.config.model_type, masks, past_key_values, use_cache, kwargs)
     # like the stock loop, stop at the configured number of layers
     for number, (layer, pattern) in enumerate(zip(model.layers, patterns, strict=False)):
         state.layer = number
@@ -140,20 +146,51 @@ def _run_layers(
             rotary = model.rotary_emb(state.hidden, state.position_ids)
             rotary_of = state.position_ids
         plan = stack.plan(number, state)
-        state.hidden = layer(
-            state.hidden,
-            attention_mask=masks.for_layer(pattern, state, plan),
-            position_embeddings=rotary,
-            position_ids=state.position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        state.hidden = runner.run(layer, pattern, state, plan, rotary)
         stack.after_layer(number, state, aux)
-    return BaseModelOutputWithPast(
+    dropped = state.hidden.shape[1] != hidden.shape[1]
+    return DecoderOutput(
         last_hidden_state=model.norm(state.hidden),
         past_key_values=past_key_values if use_cache else None,
+        rows=_rows_of_call(state, started) if dropped else None,
     )
+
+
+def make_cache(config: PretrainedConfig, stack: MechanismStack) -> Cache:
+    """The cache that a stack of mechanisms needs.
+
+    Args:
+        config: The text model's configuration.
+        stack: The active mechanisms.
+    """
+    if stack.own_cache:
+        return SparseCache(cast(int, config.num_hidden_layers))
+    return DynamicCache(config=config)
+
+
+def _enter_rows(state: SequenceState) -> int:
+    """Enter the call's rows into a cache that keeps a ledger; number of rows seen before."""
+    if not isinstance(state.cache, SparseCache):
+        return 0
+    started = state.cache.seen
+    counted = state.cache.positions_for(state.valid.shape[1])
+    if counted is not None:
+        state.position_ids = counted
+    state.order = state.cache.open_call(state.position_ids, state.valid, state.token_map)
+    return started
+
+
+def _begin(stack: MechanismStack, state: SequenceState) -> SequenceState:
+    positions, cache = state.position_ids, state.cache
+    state = stack.begin(state, cache)
+    if state.position_ids is not positions and isinstance(cache, SparseCache):
+        cache.restate(state.row_order, state.position_ids)
+    return state
+
+
+def _rows_of_call(state: SequenceState, started: int) -> Tensor:
+    order = state.row_order
+    return torch.where(order >= 0, order - started, -1)
 
 
 def _positions(hidden: Tensor, position_ids: Tensor | None, cache: Cache | None) -> Tensor:

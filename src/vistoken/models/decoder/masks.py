@@ -1,20 +1,22 @@
 """Attention masks of one decoder call, per attention pattern and per plan.
 
-B batch, H heads, q rows of this call, k keys. Masks are boolean (True may attend) or additive,
-whichever the attention backend takes.
+B batch, H heads, q query rows, n rows of this call, k keys. Masks are boolean (True may attend) or
+additive, whichever the attention backend takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 from transformers import Cache, PretrainedConfig
 
 from vistoken.core.errors import UsageError
 from vistoken.models._compat import LayerPattern, attention_backend, stock_mask
-from vistoken.models.decoder.plan import LayerPlan
+from vistoken.models.decoder.cache import SparseCache
+from vistoken.models.decoder.mask_math import allowed_keys, narrow, to_additive
+from vistoken.models.decoder.plan import STOCK_LAYER, LayerPlan
+from vistoken.models.decoder.rows import RowSet
 from vistoken.models.decoder.state import SequenceState
 
 AttentionMask = Tensor | Mapping[str, Tensor | None] | None
@@ -24,8 +26,9 @@ AttentionMask = Tensor | Mapping[str, Tensor | None] | None
 class CallMasks:
     """Builds and keeps the masks of one call.
 
-    As long as no mechanism changes the rows, masks are the stock model's own. Afterwards they are
-    built from the state: the caller's padding mask and positions describe rows that are gone.
+    As long as no mechanism changes the rows and the cache is a stock one, masks are the stock
+    model's own. Otherwise they are built from what rows and keys are: the caller's padding mask
+    and positions describe rows that are gone, or that a layer never stored.
 
     Args:
         config: The text model's configuration.
@@ -53,16 +56,26 @@ class CallMasks:
         self._original_valid = valid
         self._cache = cache
         self._backend = attention_backend(config)
-        self._built: dict[tuple[LayerPattern, bool], Tensor | None] = {}
-        self._built_for = valid
+        self._own_cache = isinstance(cache, SparseCache)
+        self._stock_masks: dict[tuple[LayerPattern, bool], Tensor | None] = {}
+        self._rebuildable = False
         if self._backend.mask == "none" and is_padding_mask(attention_mask):
             raise UsageError(
                 f"the attention implementation {self._backend.name!r} has no mask builder, so "
                 "padding would be attended; register its name with AttentionMaskInterface too."
             )
 
+    @property
+    def additive(self) -> bool:
+        """Whether masks are added to the scores."""
+        return self._backend.mask == "additive"
+
     def for_layer(
-        self, pattern: LayerPattern, state: SequenceState, plan: LayerPlan
+        self,
+        pattern: LayerPattern,
+        state: SequenceState,
+        plan: LayerPlan,
+        queries: RowSet | None = None,
     ) -> Tensor | None:
         """Give the mask of one layer.
 
@@ -70,20 +83,32 @@ class CallMasks:
             pattern: Attention pattern of the layer.
             state: The layer's input.
             plan: What the mechanisms ask for.
+            queries: The rows that are queries; None for all.
 
         Returns:
-            The mask in the backend's form; None means causal.
+            The mask (B, 1 or H, q, k) in the backend's form; None means causal.
 
         Raises:
             UsageError: If the backend cannot honour the plan, or the plan does not fit.
         """
-        if plan.is_trivial:
-            return self._base(pattern, state, materialise=False)
-        self._require_backend(plan)
-        base = self._base(pattern, state, materialise=True)
-        if base is None:
-            raise RuntimeError(f"no mask was built for {self._backend.name!r}")
-        return _apply(base, plan, state)
+        stock = not self._own_cache and state.valid is self._original_valid
+        if plan is STOCK_LAYER and queries is None and stock:
+            return self._stock(pattern, state, materialise=False)
+        if plan.shapes_attention:
+            self._require_backend(plan)
+        if stock and plan.mask_or is None:
+            materialise = plan.shapes_attention or queries is not None
+            base = self._stock(pattern, state, materialise=materialise)
+            if base is None and materialise:
+                raise UsageError(
+                    f"the attention implementation {self._backend.name!r} has no mask of its own "
+                    "for a mechanism's layer; load the model with attn_implementation='sdpa'."
+                )
+            if base is not None and queries is not None:
+                base = queries.gather(base, dim=2)
+        else:
+            base = self._own(pattern, state, plan, queries)
+        return base if base is None else narrow(base, plan, state, queries)
 
     def _require_backend(self, plan: LayerPlan) -> None:
         wants = "key bias" if plan.key_bias is not None else "mask"
@@ -94,23 +119,15 @@ class CallMasks:
                 f"{wants}; load the model with attn_implementation='sdpa'."
             )
 
-    def _base(
+    def _stock(
         self, pattern: LayerPattern, state: SequenceState, *, materialise: bool
     ) -> Tensor | None:
-        if state.valid is not self._built_for:
-            self._built.clear()
-            self._built_for = state.valid
         key = (pattern, materialise)
-        if key not in self._built:
-            unchanged = state.valid is self._original_valid
-            self._built[key] = (
-                self._stock(pattern, state, materialise=materialise)
-                if unchanged
-                else self._from_rows(pattern, state)
-            )
-        return self._built[key]
+        if key not in self._stock_masks:
+            self._stock_masks[key] = self._make_stock(pattern, state, materialise=materialise)
+        return self._stock_masks[key]
 
-    def _stock(
+    def _make_stock(
         self, pattern: LayerPattern, state: SequenceState, *, materialise: bool
     ) -> Tensor | None:
         given = self._given
@@ -130,84 +147,66 @@ class CallMasks:
             cache=self._cache,
             materialise=materialise,
         )
-        if mask is not None and mask.dtype == torch.bool and self._backend.mask == "additive":
-            return _to_additive(mask, state.hidden.dtype)  # else added to the scores as 0 and 1
+        if mask is not None and mask.dtype.is_floating_point is False:
+            # an additive backend would add a given boolean mask to the scores as 0 and 1
+            return self._in_form(mask, state) if self._backend.mask == "additive" else mask
         return mask
 
-    def _from_rows(self, pattern: LayerPattern, state: SequenceState) -> Tensor:
-        """Mask of rows that a mechanism has changed.
+    def _own(
+        self,
+        pattern: LayerPattern,
+        state: SequenceState,
+        plan: LayerPlan,
+        queries: RowSet | None,
+    ) -> Tensor | None:
+        """Mask of rows and keys that are no longer the caller's.
 
         Positions with gaps must not reach the stock mask builder: it would take each gap for the
-        border of a packed sample. Rows keep their order, so causality is the order of rows, while
-        a sliding window counts original positions.
+        border of a packed sample. Causality is the order in which rows were seen, while a sliding
+        window counts original positions.
         """
         self._require_rebuildable()
-        positions, rows = state.position_ids, state.hidden.shape[1]
-        order = torch.arange(rows, device=positions.device)
-        allowed = (order[:, None] >= order[None, :]) & state.valid[:, None, :]  # (B, q, k)
-        if pattern == "sliding_attention":
-            allowed &= positions[:, :, None] - positions[:, None, :] < self._config.sliding_window
-        if self._backend.mask == "bool":
-            return allowed[:, None]
-        return _to_additive(allowed[:, None], state.hidden.dtype)
+        keys = state.keys()
+        window = self._config.sliding_window if pattern == "sliding_attention" else None
+        optional = plan.mask is None and plan.key_bias is None and plan.mask_or is None
+        return state.memo.get(
+            f"mask {pattern} {optional}",
+            (keys.order, keys.valid, plan.mask_or, None if queries is None else queries.mask),
+            lambda: self._in_form(
+                allowed_keys(state, keys, window, plan.mask_or, queries, may_skip=optional), state
+            ),
+        )
+
+    def _in_form(self, allowed: Tensor | None, state: SequenceState) -> Tensor | None:
+        if allowed is None or self._backend.mask == "bool":
+            return allowed
+        return to_additive(allowed, state.hidden.dtype)
 
     def _require_rebuildable(self) -> None:
+        if self._rebuildable:
+            return
         if not self._backend.takes_mask:
             raise UsageError(
                 f"the attention implementation {self._backend.name!r} cannot run a mechanism that "
-                "drops tokens; load the model with attn_implementation='sdpa'."
+                "drops tokens, keeps its own cache or widens attention; load the model with "
+                "attn_implementation='sdpa'."
             )
-        if self._cache is not None:
+        if self._cache is not None and not self._own_cache:
             raise UsageError(
-                "a mechanism dropped tokens while a key/value cache is in use, and this cache "
-                "cannot hold layers of different lengths; pass use_cache=False."
+                "a mechanism dropped tokens or widened attention while a stock key/value cache is "
+                "in use, which does not know what it holds; pass a SparseCache or use_cache=False."
             )
-        packed = self._given is None and bool((self._position_ids.diff(dim=1) <= 0).any())
-        if packed or not (self._given is None or is_padding_mask(self._given)):
+        given, cached = self._given, self._cache is not None
+        packed = given is None and not cached and bool((self._position_ids.diff(dim=1) <= 0).any())
+        if packed or not (given is None or is_padding_mask(given)):
             raise UsageError(
-                "a mechanism dropped tokens of packed samples or under a ready 4-D "
-                "attention_mask; give it unpacked rows with a 2-D attention_mask."
+                "a mechanism dropped tokens of packed samples, widened their attention or keeps "
+                "its own cache under a ready 4-D attention_mask; give it unpacked rows with a 2-D "
+                "attention_mask."
             )
+        self._rebuildable = True
 
 
 def is_padding_mask(attention_mask: AttentionMask) -> bool:
     """Whether this is a (B, k) padding mask, not a ready one."""
     return isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
-
-
-def _to_additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    zero = torch.zeros((), dtype=dtype, device=allowed.device)
-    return torch.where(allowed, zero, torch.finfo(dtype).min)
-
-
-def _apply(base: Tensor, plan: LayerPlan, state: SequenceState) -> Tensor:
-    """Narrow a ready mask (B, 1 or H, q, k) by a plan's mask and add its bias.
-
-    A bias always goes in through an additive mask: sdpa and eager attention both add it to the
-    scores, whereas eager attention drops a separate bias argument without a word.
-    """
-    dtype = state.hidden.dtype
-    lowest = torch.finfo(dtype).min
-    if plan.mask is not None:
-        _require_fit("mask", plan.mask, base, state.layer)
-        allowed = plan.mask.to(base.device)
-        base = base & allowed if base.dtype == torch.bool else torch.where(allowed, base, lowest)
-    if plan.key_bias is not None:
-        _require_fit("key_bias", plan.key_bias, base, state.layer)
-        bias = plan.key_bias.to(base.device, dtype)
-        if base.dtype == torch.bool:
-            return torch.where(base, bias, lowest)
-        base = (base + bias).clamp(min=lowest)  # lowest + bias must not become -inf
-    return base
-
-
-def _require_fit(field: str, tensor: Tensor, base: Tensor, layer: int) -> None:
-    fits = tensor.dim() == 4 and all(
-        size in (1, wanted) or (axis == 1 and wanted == 1)
-        for axis, (size, wanted) in enumerate(zip(tensor.shape, base.shape, strict=True))
-    )
-    if not fits:
-        raise UsageError(
-            f"a mechanism's {field} for layer {layer} has shape {tuple(tensor.shape)} but "
-            f"attention there is (batch, heads, queries, keys) = {tuple(base.shape)}."
-        )

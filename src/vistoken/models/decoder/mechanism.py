@@ -1,35 +1,64 @@
-"""Decoder mechanisms: what they are, and how several of them act on one call."""
+"""Decoder mechanisms: the contract, a base with defaults, and one that does nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 from transformers import Cache, PretrainedConfig
 
-from vistoken.core.errors import UsageError
 from vistoken.core.parts import PartFlags
-from vistoken.models.decoder.plan import STOCK_LAYER, LayerPlan, merge_plans
+from vistoken.models.decoder.plan import STOCK_LAYER, LayerPlan
 from vistoken.models.decoder.state import SequenceState
+
+
+@dataclass(frozen=True)
+class MechanismContext:
+    """What a mechanism is built from, beside its own config.
+
+    Args:
+        text_config: Configuration of the language model it acts in.
+        feature_width: Channels of the encoder features that enter the connector's projection.
+    """
+
+    text_config: PretrainedConfig
+    feature_width: int
 
 
 class Mechanism(Protocol):
     """A part that acts between and inside the decoder's layers.
 
-    A mechanism may own parameters but keeps nothing of a call: what belongs to a call goes into
-    the state's ``extra``, the cache object, or ``aux``.
+    A mechanism may own parameters (it is then an ``nn.Module`` too) but keeps nothing of a call:
+    what belongs to a call goes into the state's ``extra``, the cache object, or ``aux``.
     """
 
     @property
     def name(self) -> str:
-        """Part name, unique in a stack."""
+        """Part name, unique in a stack; its weights are saved under ``mechanisms.<name>``."""
         ...
 
     @property
     def flags(self) -> PartFlags:
         """What the mechanism can live with."""
+        ...
+
+    @property
+    def own_cache(self) -> bool:
+        """Whether cached calls need :class:`~vistoken.models.decoder.cache.SparseCache`.
+
+        That is so for a mechanism that drops rows, writes only some keys, or asks ``state.keys()``
+        what the cache holds.
+        """
+        ...
+
+    @property
+    def side_inputs(self) -> tuple[str, ...]:
+        """What the encoder must leave in ``state.side``; known: ``encoder_features``."""
+        ...
+
+    def begin(self, state: SequenceState, cache: Cache | None) -> SequenceState:
+        """Act once before the first layer: refuse the call, prepare ``extra``, replace rows."""
         ...
 
     def before_layer(self, layer: int, state: SequenceState) -> SequenceState:
@@ -41,26 +70,26 @@ class Mechanism(Protocol):
         ...
 
     def after_layer(self, layer: int, state: SequenceState, aux: dict[str, Tensor]) -> None:
-        """Read a layer's output; losses and statistics go into ``aux`` as ``<name>/<what>``."""
+        """Read a layer's output and scores.
+
+        ``aux["<name>/loss/<what>"]`` (0-d, weighted already) is added to the training loss; other
+        entries ``<name>/<what>`` are statistics.
+        """
         ...
 
 
-@dataclass(frozen=True)
-class NoOpConfig:
-    """The no-op mechanism has no options."""
+class BaseMechanism:
+    """A mechanism that changes nothing; a real one overrides what it needs."""
 
+    name: str = ""
+    flags: PartFlags = PartFlags()
+    own_cache: bool = True
+    side_inputs: tuple[str, ...] = ()
+    config_class: ClassVar[type]
 
-class NoOp:
-    """A mechanism that changes nothing: forces the loop in tests and benchmarks."""
-
-    config_class = NoOpConfig
-    name = "no-op"
-    flags = PartFlags()
-
-    def __init__(
-        self, config: NoOpConfig | None = None, text_config: PretrainedConfig | None = None
-    ) -> None:
-        del config, text_config  # what every mechanism is built from; this one needs neither
+    def begin(self, state: SequenceState, cache: Cache | None) -> SequenceState:
+        """Return the state as it is."""
+        return state
 
     def before_layer(self, layer: int, state: SequenceState) -> SequenceState:
         """Return the state as it is."""
@@ -74,88 +103,19 @@ class NoOp:
         """Do nothing."""
 
 
-class MechanismStack:
-    """The active mechanisms, in the order in which they act.
+@dataclass(frozen=True)
+class NoOpConfig:
+    """The no-op mechanism has no options."""
 
-    Args:
-        mechanisms: Any number of them, none included.
 
-    Raises:
-        UsageError: If two have the same name.
-    """
+class NoOp(BaseMechanism):
+    """A mechanism that changes nothing: forces the loop in tests and benchmarks."""
 
-    def __init__(self, mechanisms: Iterable[Mechanism] = ()) -> None:
-        self._mechanisms = tuple(mechanisms)
-        names = [mechanism.name for mechanism in self._mechanisms]
-        for name in names:
-            if names.count(name) > 1:
-                raise UsageError(
-                    f"the decoder mechanism {name!r} is configured {names.count(name)} times; "
-                    "keep one entry."
-                )
+    config_class = NoOpConfig
+    name = "no-op"
+    own_cache = False
 
-    def __len__(self) -> int:
-        return len(self._mechanisms)
-
-    def __iter__(self) -> Iterator[Mechanism]:
-        return iter(self._mechanisms)
-
-    def check_call(self, cache: Cache | None, *, packed: bool) -> None:
-        """Refuse a call that a mechanism's flags exclude.
-
-        Args:
-            cache: The cache that the call uses, if any.
-            packed: Whether rows of several samples share a sequence (a ready 4-D mask).
-
-        Raises:
-            UsageError: Naming the mechanism and what it excludes.
-        """
-        for mechanism in self._mechanisms:
-            if not mechanism.flags.static_cache and cache is not None and cache.is_compileable:
-                raise UsageError(
-                    f"the mechanism {mechanism.name!r} cannot run on a static cache; "
-                    "leave out cache_implementation or use 'dynamic'."
-                )
-            if not mechanism.flags.packing and packed:
-                raise UsageError(
-                    f"the mechanism {mechanism.name!r} cannot run on packed samples (a 4-D "
-                    "attention_mask); switch packing off."
-                )
-
-    def before_layer(self, layer: int, state: SequenceState) -> SequenceState:
-        """Let every mechanism act on the rows.
-
-        Args:
-            layer: Number of the layer about to run.
-            state: Its input.
-
-        Returns:
-            The rows that are left.
-
-        Raises:
-            UsageError: If a mechanism returns tables that disagree on the rows.
-        """
-        for mechanism in self._mechanisms:
-            hidden, positions, valid = state.hidden, state.position_ids, state.valid
-            state = mechanism.before_layer(layer, state)
-            # looked at only where something was replaced: this runs for every layer and token
-            if (
-                state.hidden is not hidden
-                or state.position_ids is not positions
-                or state.valid is not valid
-            ) and not state.rows_agree():
-                raise UsageError(
-                    f"the mechanism {mechanism.name!r} returned, before layer {layer}, tables "
-                    f"that do not match hidden's rows {tuple(state.hidden.shape[:2])}; it must "
-                    "gather position_ids, valid, token_map and extra together with hidden."
-                )
-        return state
-
-    def plan(self, layer: int, state: SequenceState) -> LayerPlan:
-        """Merge what all mechanisms tell a layer."""
-        return merge_plans([mechanism.plan(layer, state) for mechanism in self._mechanisms])
-
-    def after_layer(self, layer: int, state: SequenceState, aux: dict[str, Tensor]) -> None:
-        """Let every mechanism read a layer's output."""
-        for mechanism in self._mechanisms:
-            mechanism.after_layer(layer, state, aux)
+    def __init__(
+        self, config: NoOpConfig | None = None, context: MechanismContext | None = None
+    ) -> None:
+        del config, context  # what every mechanism is built from; this one needs neither

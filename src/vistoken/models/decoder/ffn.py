@@ -1,0 +1,108 @@
+"""The FFN of some rows, with some of its channels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+from vistoken.core.errors import UsageError
+from vistoken.models.decoder.families import LayerModules
+from vistoken.models.decoder.plan import LayerPlan
+from vistoken.models.decoder.rows import flat_add
+
+
+def feed_forward(parts: LayerModules, plan: LayerPlan, hidden: Tensor) -> Tensor:
+    """Add the FFN's output to the rows that have one.
+
+    Args:
+        parts: The layer's modules.
+        plan: Says which rows, and which of them use only the first channels.
+        hidden (Tensor): (B, n, D).
+
+    Returns:
+        (B, n, D).
+    """
+    rows = plan.query_rows if plan.ffn_rows is None else plan.ffn_rows
+    if rows is None and not plan.ffn_channels:
+        return hidden + parts.mlp(parts.post_norm(hidden))
+    everything = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    full = everything if rows is None else rows.expand_as(everything)
+    pieces: list[tuple[Tensor, int | None]] = []
+    for cut in plan.ffn_channels:
+        chosen = full & cut.rows
+        pieces.append((chosen, cut.channels))
+        full = full & ~cut.rows
+    pieces.append((full, None))
+    for chosen, channels in pieces:
+        picked = hidden[chosen]  # (N, D): only these rows are worked out
+        if len(picked) == 0:
+            continue
+        normed = parts.post_norm(picked)
+        if channels is None:
+            # an FFN of experts wants sequences, not bare rows
+            change = parts.mlp(normed[None])[0]
+        else:
+            change = _first_channels(parts, normed, channels)
+        hidden = flat_add(hidden, chosen, change)
+    return hidden
+
+
+def _first_channels(parts: LayerModules, rows: Tensor, channels: int) -> Tensor:
+    mlp = parts.mlp
+    width = mlp.down_proj.in_features
+    if not 1 <= channels <= width:
+        raise UsageError(
+            f"ffn_channels asks for {channels} channels of layer {parts.number}, which has {width}."
+        )
+    gate = _first_outputs(mlp.gate_proj, rows, channels, parts.number)
+    up = _first_outputs(mlp.up_proj, rows, channels, parts.number)
+    return _from_first_inputs(mlp.down_proj, mlp.act_fn(gate) * up, channels, parts.number)
+
+
+def _first_outputs(linear: nn.Module, rows: Tensor, channels: int, number: int) -> Tensor:
+    if isinstance(linear, LoraLinear):
+        output = _first_outputs(linear.base_layer, rows, channels, number)
+        for down, up, scale, dropout in _adapters(linear):
+            inner = F.linear(dropout(rows.to(down.dtype)), down)
+            output = output + scale * F.linear(inner, up[:channels]).to(output.dtype)
+        return output
+    weight, bias = _plain(linear, number)
+    return F.linear(rows, weight[:channels], None if bias is None else bias[:channels])
+
+
+def _from_first_inputs(linear: nn.Module, rows: Tensor, channels: int, number: int) -> Tensor:
+    if isinstance(linear, LoraLinear):
+        output = _from_first_inputs(linear.base_layer, rows, channels, number)
+        for down, up, scale, dropout in _adapters(linear):
+            inner = F.linear(dropout(rows.to(down.dtype)), down[:, :channels])
+            output = output + scale * F.linear(inner, up).to(output.dtype)
+        return output
+    weight, bias = _plain(linear, number)
+    return F.linear(rows, weight[:, :channels], bias)
+
+
+def _plain(linear: nn.Module, number: int) -> tuple[Tensor, Tensor | None]:
+    if type(linear) is not nn.Linear:
+        raise UsageError(
+            f"the FFN of layer {number} consists of {type(linear).__name__}, whose channels "
+            "cannot be cut; load the language model without quantization."
+        )
+    return linear.weight, linear.bias
+
+
+def _adapters(linear: LoraLinear) -> list[tuple[Tensor, Tensor, float, nn.Module]]:
+    """Matrices (down, up), factor and dropout of each active adapter of a LoRA layer."""
+    if linear.disable_adapters or linear.merged:
+        return []
+    return [
+        (
+            linear.lora_A[name].weight,
+            linear.lora_B[name].weight,
+            linear.scaling[name],
+            linear.lora_dropout[name],
+        )
+        for name in linear.active_adapters
+        if name in linear.lora_A
+    ]
