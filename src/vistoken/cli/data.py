@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,67 +12,22 @@ from vistoken.cli.console import (
     check_choice,
     note,
     quieten,
-    say,
     say_json,
     table,
 )
 from vistoken.cli.data_check import check
 from vistoken.cli.data_convert import convert
+from vistoken.cli.data_make import make
 from vistoken.cli.data_preview import preview
 from vistoken.cli.progress import Progress
-from vistoken.core.errors import DataError, UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Make, check, convert, preview and fetch data.")
+app.command("make")(make)
 app.command("check")(check)
 app.command("convert")(convert)
 app.command("preview")(preview)
 
 ASSETS = ("nano", "photograph")
-_SOURCES = ("icons", "shapes")
-
-
-@app.command()
-def make(
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
-    source: Annotated[
-        str, typer.Option(help="icons (fetched, drawn in several styles) or shapes (offline).")
-    ] = "icons",
-    train: Annotated[int, typer.Option(min=0, help="Training scenes.")] = 1000,
-    val: Annotated[int, typer.Option(min=0, help="Scenes of held-out compositions.")] = 100,
-    style: Annotated[int, typer.Option(min=0, help="The same in a held-out style.")] = 0,
-    seed: Annotated[int, typer.Option(help="A scene depends on seed, split and number.")] = 0,
-    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 336,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Compose labelled scenes: pictures, questions with known answers, card and credits."""
-    check_choice("--source", source, _SOURCES)
-    scenes = {name: n for name, n in (("train", train), ("val", val), ("style", style)) if n}
-    if not scenes:
-        raise UsageError("all splits are empty; give --train, --val or --style a number")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} exists and is not an empty folder; name a new one or empty it")
-    result = {"out": str(out), "source": source, "scenes": scenes, "seed": seed, "size": size}
-    if dry_run:
-        say_json({**result, "written": False}) if as_json else say(f"would write {out}: {scenes}")
-        return
-    quieten()
-    from vistoken.data.scenes import make_scenes
-
-    with Progress(quiet=as_json) as progress:
-        make_scenes(
-            out,
-            scenes=scenes,
-            seed=seed,
-            source=source,
-            size_px=size,
-            progress=progress.steps,
-        )
-    files = sorted(path.name for path in out.iterdir())
-    if as_json:
-        say_json({**result, "written": True, "files": files})
-    else:
-        say(f"wrote {out}: {', '.join(files)}")
 
 
 @app.command()

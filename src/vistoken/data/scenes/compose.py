@@ -14,6 +14,7 @@ from vistoken.data.scenes.augment import resized, vary_style, visible_crop
 from vistoken.data.scenes.backgrounds import COLOURS, background
 from vistoken.data.scenes.lettering import WORDS, lettering
 from vistoken.data.scenes.names import Name
+from vistoken.data.scenes.placing import Box, place_apart
 from vistoken.data.scenes.sources import DrawingSource
 
 SPLITS = ("train", "val", "style")
@@ -23,10 +24,6 @@ _REPEAT_SHARE = {1: 0.0, 2: 0.2}
 _REPEAT_SHARE_MANY = 0.35
 _TEXT_SHARE = 0.15
 _SMALLEST_SHARE, _LARGEST_SHARE = 0.25, 0.5
-_GAP_SHARE = 0.015
-_PLACING_TRIES = 40
-
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,7 @@ def compose_of(
     ]
     if word is not None:
         patches.append(lettering(word, options.size_px, rng))
-    patches, boxes = _place(patches, options.size_px, rng)
+    patches, boxes = place_apart(patches, options.size_px, rng)
     canvas = background(colour, options.size_px, rng)
     for patch, (top, left, _, _) in zip(patches, boxes, strict=True):
         canvas.paste(patch, (left, top), patch)
@@ -218,40 +215,3 @@ def _patch(
     if split == "train":
         patch = vary_style(patch, rng, may_mirror=source.may_mirror)
     return visible_crop(patch)
-
-
-def _place(
-    patches: list[Image.Image], size_px: int, rng: random.Random
-) -> tuple[list[Image.Image], list[Box]]:
-    """Find places without overlap, shrinking everything a little whenever there is no room."""
-    while True:
-        boxes = _try_places([patch.size for patch in patches], size_px, rng)
-        if boxes is not None:
-            return patches, boxes
-        patches = [visible_crop(resized(patch, round(0.9 * max(patch.size)))) for patch in patches]
-
-
-def _try_places(sizes: list[tuple[int, int]], size_px: int, rng: random.Random) -> list[Box] | None:
-    gap = max(2, round(_GAP_SHARE * size_px))
-    boxes: dict[int, Box] = {}
-    for place in sorted(range(len(sizes)), key=lambda i: -sizes[i][0] * sizes[i][1]):
-        width, height = sizes[place]
-        for _ in range(_PLACING_TRIES):
-            top = rng.randint(1, max(1, size_px - height - 1))
-            left = rng.randint(1, max(1, size_px - width - 1))
-            box = (top, left, top + height, left + width)
-            if max(box) < size_px and not any(_near(box, other, gap) for other in boxes.values()):
-                boxes[place] = box
-                break
-        else:
-            return None
-    return [boxes[place] for place in range(len(sizes))]
-
-
-def _near(one: Box, other: Box, gap: int) -> bool:
-    return (
-        one[0] < other[2] + gap
-        and other[0] < one[2] + gap
-        and one[1] < other[3] + gap
-        and other[1] < one[3] + gap
-    )

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from vistoken.data.scenes.names import Name
 
-NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
+NUMBER_WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+)
 
 _IRREGULAR_LAST_WORDS = {
     "mouse": "mice",

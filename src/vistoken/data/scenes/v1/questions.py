@@ -1,0 +1,299 @@
+"""Ask about a scene of vistoken-scenes 1: every answer follows from the annotation."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from vistoken.data.scenes.compose import PlacedObject, Scene
+from vistoken.data.scenes.grammar import (
+    NUMBER_WORDS,
+    is_countable,
+    plural,
+    with_article,
+    with_definite_article,
+)
+from vistoken.data.scenes.names import Name
+from vistoken.data.scenes.v1.asker import Asker, Question
+from vistoken.data.scenes.v1.captions import ask_caption
+from vistoken.data.scenes.v1.geometry import (
+    OPPOSITE,
+    clear_pairs,
+    extent,
+    extremes,
+    nearest_things,
+    part_of_picture,
+    single_things,
+    things_between,
+    unequal_pairs,
+)
+from vistoken.data.scenes.v1.negatives import SORTS, Vocabulary, absent_name
+from vistoken.data.scenes.v1.wordings import BESIDE, FURTHEST, RELATIONS, SIDES, SIZES
+
+KINDS = (
+    "name1",
+    "nameN",
+    "presence",
+    "relation",
+    "relation-check",
+    "between",
+    "nearest",
+    "size",
+    "count",
+    "count-of",
+    "colour",
+    "absent",
+    "where",
+    "caption-1",
+    "caption-2",
+    "caption-3",
+)
+
+_SECOND_PRESENCE_SHARE = 0.3
+_CHECK_SHARE = 0.45
+_BETWEEN_SHARE = 0.8
+_NEAREST_SHARE = 0.6
+_SIZE_SHARE = 0.8
+_COUNT_OF_SHARE = 0.6
+_COLOUR_SHARE = 0.25
+_ABSENT_SHARE = 0.25
+_CAPTION_SHARE = 0.35
+
+
+def ask(scene: Scene, vocabulary: Vocabulary, asker: Asker) -> list[Question]:
+    """Ask about eight to twelve questions about a scene.
+
+    Args:
+        scene: What is asked about.
+        vocabulary: Names that may be asked for.
+        asker: Puts the questions; its random numbers choose what is asked.
+
+    Returns:
+        Questions in random order.
+    """
+    rng = asker.rng
+    if len(scene.objects) == 1:
+        questions = _name_only_object(scene, asker)
+    else:
+        questions = _name_extremes(scene, asker) + _which_of_two(scene, asker)
+    questions += _presence(scene, vocabulary, asker)
+    questions += ask_count(scene, asker)
+    for share, group in (
+        (_CHECK_SHARE, _check_relation),
+        (_BETWEEN_SHARE, _between),
+        (_NEAREST_SHARE, _nearest),
+        (_SIZE_SHARE, _size),
+        (_COLOUR_SHARE, _colour),
+        (_CAPTION_SHARE, ask_caption),
+    ):
+        if rng.random() < share:
+            questions += group(scene, asker)
+    if rng.random() < _COUNT_OF_SHARE:
+        questions += _count_of(scene, vocabulary, asker)
+    if rng.random() < _ABSENT_SHARE:
+        questions += _absent_and_where(scene, vocabulary, asker)
+    rng.shuffle(questions)
+    return questions
+
+
+def ask_count(scene: Scene, asker: Asker) -> list[Question]:
+    """Ask how many things there are."""
+    number = len(scene.objects)
+    things = "object" if number == 1 else "objects"
+    said = _there_are(number, f"{NUMBER_WORDS[number]} {things}")
+    return [asker.put("count", NUMBER_WORDS[number], said=said)]
+
+
+def _there_are(number: int, what: str) -> str:
+    return f"There {'is' if number == 1 else 'are'} {what} in the picture."
+
+
+def _name_only_object(scene: Scene, asker: Asker) -> list[Question]:
+    name = scene.objects[0].name
+    return [asker.put("name1", name.word, said=with_article(name)) for _ in range(2)]
+
+
+def _name_extremes(scene: Scene, asker: Asker) -> list[Question]:
+    clear = extremes(scene)
+    asked = asker.rng.sample(clear, min(len(clear), 2 if len(scene.objects) == 2 else 3))
+    return [
+        asker.put(
+            "nameN",
+            thing.name.word,
+            facts={"direction": direction},
+            side=asker.rng.choice(SIDES[direction]),
+            furthest=asker.rng.choice(FURTHEST[direction]),
+        )
+        for direction, thing in asked
+    ]
+
+
+def _which_of_two(scene: Scene, asker: Asker) -> list[Question]:
+    options = clear_pairs(scene)
+    asked = asker.rng.sample(options, min(len(options), 2 if len(scene.objects) == 2 else 3))
+    questions: list[Question] = []
+    for pair, axis in asked:
+        direction = asker.rng.choice(axis)
+        winner = max(pair, key=lambda thing: extent(thing, direction))
+        questions.append(
+            asker.put(
+                "relation",
+                winner.name.word,
+                facts={"direction": direction},
+                relation=asker.rng.choice(RELATIONS[direction]),
+                **_in_random_order(pair, asker),
+            )
+        )
+    return questions
+
+
+def _in_random_order(pair: tuple[PlacedObject, PlacedObject], asker: Asker) -> dict[str, str]:
+    one, other = asker.rng.sample(pair, 2)
+    return {
+        "one": with_definite_article(one.name),
+        "other": with_definite_article(other.name),
+    }
+
+
+def _check_relation(scene: Scene, asker: Asker) -> list[Question]:
+    options = clear_pairs(scene)
+    if not options:
+        return []
+    pair, axis = asker.rng.choice(options)
+    asked = asker.rng.choice(axis)
+    one, other = asker.rng.sample(pair, 2)
+    is_so = extent(one, asked) > extent(other, asked)
+    true = asked if is_so else OPPOSITE[asked]
+    first, second = with_definite_article(one.name), with_definite_article(other.name)
+    answer = "yes" if is_so else "no"
+    return [
+        asker.put(
+            "relation-check",
+            answer,
+            facts={"direction": asked},
+            one=first,
+            other=second,
+            beside=asker.rng.choice(BESIDE[asked]),
+            said=f"{answer.capitalize()}, {first} is {BESIDE[true][0]} {second}.",
+        )
+    ]
+
+
+def _between(scene: Scene, asker: Asker) -> list[Question]:
+    options = things_between(scene)
+    if not options:
+        return []
+    one, other, middle = asker.rng.choice(options)
+    return [asker.put("between", middle.name.word, **_in_random_order((one, other), asker))]
+
+
+def _nearest(scene: Scene, asker: Asker) -> list[Question]:
+    options = nearest_things(scene)
+    if not options:
+        return []
+    thing, nearest = asker.rng.choice(options)
+    return [asker.put("nearest", nearest.name.word, one=with_definite_article(thing.name))]
+
+
+def _size(scene: Scene, asker: Asker) -> list[Question]:
+    options = unequal_pairs(scene)
+    if not options:
+        return []
+    large, small = asker.rng.choice(options)
+    wanted = asker.rng.choice(tuple(SIZES))
+    winner = large if wanted == "larger" else small
+    return [
+        asker.put(
+            "size",
+            winner.name.word,
+            facts={"direction": wanted},
+            size=asker.rng.choice(SIZES[wanted]),
+            **_in_random_order((large, small), asker),
+        )
+    ]
+
+
+def _colour(scene: Scene, asker: Asker) -> list[Question]:
+    return [asker.put("colour", scene.background)]
+
+
+def _presence(scene: Scene, vocabulary: Vocabulary, asker: Asker) -> list[Question]:
+    shown = list(dict.fromkeys(thing.name for thing in scene.objects))
+    wanted = 2 if len(shown) > 1 and asker.rng.random() < _SECOND_PRESENCE_SHARE else 1
+    questions = [
+        asker.put(
+            "presence",
+            "yes",
+            facts={"sort": "shown"},
+            thing=with_article(name),
+            said=f"Yes, there is {with_article(name)} in the picture.",
+        )
+        for name in asker.rng.sample(shown, wanted)
+    ]
+    absent: list[Name] = []
+    for wanted_sort in asker.rng.sample(SORTS, wanted):
+        name, sort = absent_name(scene, vocabulary, absent, wanted_sort, asker.rng)
+        absent.append(name)
+        questions.append(
+            asker.put(
+                "presence",
+                "no",
+                facts={"sort": sort},
+                thing=with_article(name),
+                said=f"No, there is no {name.word} in the picture.",
+            )
+        )
+    return questions
+
+
+def _count_of(scene: Scene, vocabulary: Vocabulary, asker: Asker) -> list[Question]:
+    rng = asker.rng
+    numbers = Counter(thing.name for thing in scene.objects if is_countable(thing.name))
+    repeated = [name for name, number in numbers.items() if number > 1]
+    # "one" would be the answer three times in four; repeated and absent things even that out.
+    if repeated and rng.random() < 0.8:
+        name = rng.choice(repeated)
+    elif numbers and rng.random() < 0.55:
+        name = rng.choice(list(numbers))
+    else:
+        name, _ = absent_name(scene, vocabulary, [], rng.choice(SORTS), rng)
+        if not is_countable(name):
+            return []
+    number, things = numbers[name], plural(name.word)
+    if number == 0:
+        said = _there_are(number, f"no {things}")
+    else:
+        said = _there_are(number, f"{NUMBER_WORDS[number]} {name.word if number == 1 else things}")
+    return [asker.put("count-of", NUMBER_WORDS[number], things=things, said=said)]
+
+
+def _absent_and_where(scene: Scene, vocabulary: Vocabulary, asker: Asker) -> list[Question]:
+    """Ask after a thing that is not there and, in the same words, after one that is."""
+    sort = asker.rng.choice(SORTS)
+    name, sort = absent_name(scene, vocabulary, [], sort, asker.rng)
+    questions = [
+        asker.put(
+            "absent",
+            f"There is no {name.word} in the picture.",
+            facts={"sort": sort},
+            thing=with_definite_article(name),
+        )
+    ]
+    placed = [
+        (thing, part)
+        for thing in single_things(scene)
+        if (part := part_of_picture(scene, thing)) is not None
+    ]
+    if placed:
+        thing, part = asker.rng.choice(placed)
+        said = with_definite_article(thing.name).capitalize()
+        questions.append(
+            asker.put(
+                "where",
+                f"{said} is at the {part} of the picture."
+                if part != "middle"
+                else f"{said} is in the middle of the picture.",
+                facts={"part": part},
+                thing=with_definite_article(thing.name),
+            )
+        )
+    return questions
