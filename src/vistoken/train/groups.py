@@ -48,8 +48,9 @@ def part_parameters(model: VistokenForConditionalGeneration) -> dict[GroupName, 
 
     Returns:
         ``vision``: the towers; ``spatial``: what a connector stage declares as its spatial
-        modules; ``connector``: the rest of the projector, and the layout; ``language``: the
-        language model with its head, and adapters.
+        modules; ``connector``: the rest of the projector, and the layout; ``mechanisms``: the
+        weights of decoder mechanisms; ``language``: the language model with its head, and
+        adapters.
     """
     inner = model.model
     spatial = {
@@ -62,6 +63,9 @@ def part_parameters(model: VistokenForConditionalGeneration) -> dict[GroupName, 
     for module in (inner.multi_modal_projector, inner.layout):
         for parameter in module.parameters():
             of[id(parameter)] = "spatial" if id(parameter) in spatial else "connector"
+    for mechanism in inner.stack:
+        if isinstance(mechanism, nn.Module):
+            of |= {id(parameter): "mechanisms" for parameter in mechanism.parameters()}
     parts: dict[GroupName, Named] = {name: {} for name in GROUP_NAMES}
     for name, parameter in model.named_parameters():
         parts[of.get(id(parameter), "language")][name] = parameter  # type: ignore[index]

@@ -9,11 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vistoken.core.errors import UsageError
 
-GroupName = Literal["vision", "connector", "spatial", "language"]
+GroupName = Literal["vision", "connector", "spatial", "mechanisms", "language"]
 TooLong = Literal["error", "drop-turns", "drop-sample"]
 Quantization = Literal["int8", "nf4"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
-GROUP_NAMES: tuple[GroupName, ...] = ("vision", "connector", "spatial", "language")
+GROUP_NAMES: tuple[GroupName, ...] = (
+    "vision",
+    "connector",
+    "spatial",
+    "mechanisms",
+    "language",
+)
 
 
 class _Strict(BaseModel):

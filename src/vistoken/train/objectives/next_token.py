@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vistoken.models.decoder import aux_loss
 from vistoken.models.templates import load_template
 from vistoken.train.encoders import Encoder, encode_pictures
 from vistoken.train.examples import read_examples
@@ -85,7 +86,11 @@ class NextToken(Objective):
         )
         visual = 0 if features is None else sum(len(rows) for rows in features.pooler_output)
         meter.add(batch, predicted, visual)
-        return StepLoss(total / len(batch.targets), len(batch.targets))
+        loss = total / len(batch.targets)
+        of_mechanisms = aux_loss(outputs.aux or {})
+        if of_mechanisms is not None:
+            loss = loss + of_mechanisms
+        return StepLoss(loss, len(batch.targets))
 
 
 def _zero(model: VistokenForConditionalGeneration) -> Tensor:
