@@ -8,6 +8,7 @@ _LLAVA = "LLaVA-1.5, arXiv 2310.03744"
 _LLAVA_NEXT = "LLaVA-NeXT, llava-vl.github.io/blog/2024-01-30-llava-next"
 _LLAVA_SP = "LLaVA-SP, arXiv 2507.00505"
 _SAISA = "SAISA, arXiv 2502.02458"
+_YOPO = "YOPO, arXiv 2410.06169"
 _HERE = "vistoken.systems"
 
 PARTS: tuple[PartEntry, ...] = (
@@ -79,6 +80,34 @@ PARTS: tuple[PartEntry, ...] = (
         "no-op",
         "vistoken.models.decoder:NoOp",
         "changes nothing; sends the decoder through our layer loop (tests, benchmarks)",
+    ),
+    PartEntry(
+        "mechanism",
+        "saisa",
+        f"{_HERE}.saisa.mechanism:Saisa",
+        "visual tokens as keys and values only, projected for each layer from encoder features",
+        _SAISA,
+    ),
+    PartEntry(
+        "mechanism",
+        "naavit",
+        f"{_HERE}.saisa.naavit:Naavit",
+        "no attention among visual tokens; they still pass every layer's FFN",
+        _SAISA,
+    ),
+    PartEntry(
+        "mechanism",
+        "yopo",
+        f"{_HERE}.yopo.mechanism:Yopo",
+        "visual tokens attend to neighbours in few heads, with part of the FFN, in early layers",
+        _YOPO,
+    ),
+    PartEntry(
+        "pruner",
+        "yopo",
+        f"{_HERE}.yopo.pruner:YopoPruner",
+        "heads that look at the picture, found on about 100 samples; no training",
+        _YOPO,
     ),
     PartEntry(
         "importer",
