@@ -14,12 +14,14 @@ import torch
 
 from vistoken.core.errors import WeightsError
 from vistoken.data.reading import BadSamples
-from vistoken.models.checkpoint import save_light
+from vistoken.models.checkpoint import merge_adapter, save_full, save_light
+from vistoken.models.conversion import convert_mechanism
 from vistoken.train.arguments import training_arguments
 from vistoken.train.checkpoints import last_checkpoint
 from vistoken.train.distributed import connect, is_main, main_first, wait
 from vistoken.train.groups import GroupRow, apply_groups, format_table
 from vistoken.train.objectives import find_objective
+from vistoken.train.left_out import LEFT_OUT, LeftOutLog
 from vistoken.train.opening import OpenRun, open_run, stage_encoder
 from vistoken.train.run_folder import (
     DONE,
@@ -29,7 +31,7 @@ from vistoken.train.run_folder import (
     describe_run,
     write_record,
 )
-from vistoken.train.samples import CachedEncoder, QuestionCollator, SceneCollator
+from vistoken.train.samples import CachedEncoder, SceneCollator
 from vistoken.train.settings import RunConfig, StageConfig
 from vistoken.train.stage_data import fill_cache, name_space, probe_pictures, stage_items
 from vistoken.train.standardise import standardise
@@ -108,6 +110,7 @@ def train(
     reports = []
     for stage in config.stages:
         if started.skips(stage):
+            _convert(run, stage)  # the weights that are read later have this stage's form
             continue
         report = _run_stage(run, stage, started, dry_run, resume, progress)
         reports.append(report)
@@ -119,7 +122,7 @@ def train(
     out = config.output / MODEL
     if is_main():
         if not (out.is_dir() and any(out.iterdir())):
-            save_light(run.model.eval(), run.processor, out, run.references)
+            _save(run, out)
         record = describe_run(config, run.device, run.bf16)
         record |= {"wall_s": time.time() - began, "stages": [asdict(report) for report in reports]}
         write_record(config.output, record)
@@ -180,11 +183,15 @@ def _run_stage(
     if started.weights is not None:
         read_trained(run.model, started.weights, others_allowed=True)
         started.weights = None
+    if stage.mechanisms:
+        _convert(run, stage)
+        table = apply_groups(run.model, stage)
     encode = stage_encoder(run, stage)
-    bad = BadSamples(run.config.on_bad_sample)
+    left_out = LeftOutLog(run.config.output / LEFT_OUT, stage.name)
+    bad = BadSamples(run.config.on_bad_sample, left_out.opening.append)
     data = stage_items(run.config, stage, bad)
     probe = probe_pictures(run.config, stage)
-    report = StageReport(stage.name, tuple(table), len(data.items), left_out=_left_out(bad))
+    report = StageReport(stage.name, tuple(table), len(data.items), left_out=left_out.counts)
     logger.info("stage %s, %d samples\n%s", stage.name, len(data.items), format_table(table))
     started.done.add(stage.name)
     if dry_run:
@@ -218,7 +225,7 @@ def _run_stage(
         probe,
         SceneCollator(encode),
         data.lengths,
-        lambda: _left_out(bad, collate),
+        left_out,
     )
     checkpoint = last_checkpoint(folder) if resume else None
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -228,7 +235,7 @@ def _run_stage(
         len(data.items),
         result.global_step,
         trainer.elapsed,
-        _left_out(bad, collate),
+        left_out.counts,
     )
     final = {**asdict(report), **trainer.retrieve_names(), **trainer.meter.read()}
     if is_main():
@@ -238,9 +245,18 @@ def _run_stage(
     return report
 
 
-def _left_out(bad: BadSamples, collate: object = None) -> dict[str, int]:
-    counts = {"bad_samples": bad.skipped}
-    if isinstance(collate, QuestionCollator):
-        counts["too_long_turns"] = collate.make.counts.turns
-        counts["too_long_samples"] = collate.make.counts.samples
-    return counts
+def _convert(run: OpenRun, stage: StageConfig) -> None:
+    """Bring decoder mechanisms into the form in which a stage trains them."""
+    for name, options in stage.mechanisms.items():
+        convert_mechanism(run.model, name, options)
+
+
+def _save(run: OpenRun, out: Path) -> None:
+    """Save the result; a light checkpoint refers to language model and towers, if they stayed."""
+    model = run.model.eval()
+    parts = [stage.group(name) for stage in run.config.stages for name in ("language", "vision")]
+    if any(part.train == "full" for part in parts):
+        merge_adapter(model)
+        save_full(model, run.processor, out)
+    else:
+        save_light(model, run.processor, out, run.references)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -71,6 +71,8 @@ class StageConfig(_Strict):
         template: Chat template of this stage; the recipe's own when None.
         data: Data files of this stage; the run's when None.
         image_root: Folder of this stage's image paths; the run's when None.
+        mechanisms: Options of decoder mechanisms to change before this stage, by mechanism; the
+            model computes the same after it (``saisa: {projector_sharing: independent}``).
         groups: Train mode and rate by part; a part not named is frozen.
         steps: Optimiser steps; or
         epochs: passes over the data.
@@ -108,6 +110,7 @@ class StageConfig(_Strict):
     template: str | None = None
     data: tuple[Path, ...] | None = Field(default=None, min_length=1)
     image_root: Path | None = None
+    mechanisms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     groups: dict[GroupName, GroupConfig]
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
