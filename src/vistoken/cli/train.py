@@ -22,6 +22,7 @@ from vistoken.cli.console import (
 from vistoken.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from vistoken.models.recipe import Recipe
     from vistoken.train.config import RunConfig
     from vistoken.train.run import RunReport
 
@@ -34,12 +35,24 @@ def train(
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", help="With a recipe: training file (JSONL); may be repeated."),
+        typer.Option(
+            "--data", help="With a recipe: training file (JSON, JSONL); may be repeated."
+        ),
+    ] = None,
+    image_root: Annotated[
+        Path | None,
+        typer.Option("--image-root", help="With a recipe: folder of the image paths."),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="With a recipe: folder of the run (else runs/RECIPE)."),
     ] = None,
+    from_scratch: Annotated[
+        bool,
+        typer.Option(
+            "--from-scratch", help="With nano: not from its trained weights, but all its stages."
+        ),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
     ] = False,
@@ -56,7 +69,8 @@ def train(
     """
     _check_device(device)
     quieten()
-    run_config = _configuration(config, data or [], output, overrides or [])
+    given = {"data": data or None, "image_root": image_root, "output": output}
+    run_config = _configuration(config, given, from_scratch, overrides or [])
     from vistoken.cli.progress import Progress
     from vistoken.train.run import train as run
 
@@ -86,27 +100,53 @@ def _check_device(device: str) -> None:
 
 
 def _configuration(
-    name: str, data: list[Path], output: Path | None, overrides: list[str]
+    name: str, given: dict[str, Any], from_scratch: bool, overrides: list[str]
 ) -> RunConfig:
     from vistoken.models.recipe import load_recipe, recipe_names
     from vistoken.train.config import load_config, recipe_config
 
     if name in recipe_names() and not Path(name).exists():
-        if not data and not any(override.startswith("data=") for override in overrides):
+        if not given["data"] and not any(override.startswith("data=") for override in overrides):
             raise UsageError(
-                f"recipe {name} needs training data: add --data FILE.jsonl "
+                f"recipe {name} needs training data: add --data FILE "
                 "('vistoken data make scenes' composes some)"
             )
+        recipe = load_recipe(name)
+        section = recipe.train if from_scratch or not recipe.tune else recipe.tune
+        _check_stages(recipe, section, overrides)
         values: dict[str, Any] = {
-            "data": [str(path) for path in data],
-            "output": str(output or Path("runs") / name),
+            "data": [str(path) for path in given["data"] or ()],
+            "output": str(given["output"] or Path("runs") / name),
         }
-        return recipe_config(name, load_recipe(name).train, values, overrides)
-    if data or output is not None:
-        raise UsageError("--data and --output go with a recipe; a YAML file has them as fields")
+        if given["image_root"] is not None:
+            values["image_root"] = str(given["image_root"])
+        return recipe_config(name, section, values, overrides)
+    if from_scratch or any(given.values()):
+        raise UsageError(
+            "--data, --image-root, --output and --from-scratch go with a recipe; "
+            "a YAML file has them as fields"
+        )
     if not name.endswith((".yaml", ".yml")):
         load_recipe(name)  # an unknown recipe: its error suggests near names
     return load_config(Path(name), overrides)
+
+
+def _check_stages(recipe: Recipe, section: dict[str, Any] | None, overrides: list[str]) -> None:
+    """Tell an override of the recipe's other run from a misspelt one."""
+    names, others = _stages(section), _stages(recipe.train) | _stages(recipe.tune)
+    for override in overrides:
+        first, _, rest = override.partition(".")
+        stage = rest.partition(".")[0]
+        if first == "stages" and stage in others - names:
+            how = "leave --from-scratch out" if section is recipe.train else "add --from-scratch"
+            raise UsageError(
+                f"override {override!r}: this run of {recipe.name} has the stage(s) "
+                f"{', '.join(sorted(names))}; for {stage!r} {how}"
+            )
+
+
+def _stages(section: dict[str, Any] | None) -> set[str]:
+    return {stage["name"] for stage in (section or {}).get("stages", ())}
 
 
 def _as_json(report: RunReport, config: RunConfig, dry_run: bool) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class Recipe(_Strict):
         mechanisms: Decoder mechanisms, in the order in which they act.
         language_model: Language model.
         seed: Seed of weights that are not loaded from anywhere.
-        train: Training stages; validated by the training package.
+        train: A run that makes the model from its parts; validated by the training package.
+        tune: A run that goes on from the recipe's trained weights with data of one's own.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Recipe(_Strict):
     language_model: LanguageRecipe
     seed: int = 0
     train: dict[str, Any] | None = None
+    tune: dict[str, Any] | None = None
 
     def model_config_for(self, text_config: dict[str, Any] | None = None) -> VistokenConfig:
         """The model's configuration.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 
 import torch
 
 from vistoken.core.errors import UsageError
 from vistoken.models.build import build, references_of
+from vistoken.models.checkpoint import is_light
 from vistoken.models.modeling import VistokenForConditionalGeneration
 from vistoken.models.processing import VistokenProcessor
 from vistoken.models.recipe import load_recipe
@@ -49,16 +51,7 @@ def open_run(config: RunConfig) -> OpenRun:
     bf16 = config.precision == "bfloat16" or (
         config.precision == "auto" and fast_compute() == "bfloat16"
     )
-    source = Path(config.recipe)
-    references: list[Reference]
-    if source.is_dir():
-        model = VistokenForConditionalGeneration.from_pretrained(source)
-        processor = VistokenProcessor.from_pretrained(source)
-        references = read_references(source)
-    else:
-        recipe = load_recipe(config.recipe)
-        model, processor = build(recipe)
-        references = references_of(recipe)
+    model, processor, references = _model(config)
     if bf16:
         # frozen weights are stored in the type they are used in: autocast would cast them anew
         model.model.language_model.to(torch.bfloat16)
@@ -66,6 +59,38 @@ def open_run(config: RunConfig) -> OpenRun:
         model.tie_weights()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return OpenRun(config, model.to(device), processor, references, bf16, device)
+
+
+def _model(
+    config: RunConfig,
+) -> tuple[VistokenForConditionalGeneration, VistokenProcessor, list[Reference]]:
+    source = Path(config.recipe)
+    if source.is_dir():
+        return _checkpoint(source)
+    recipe = load_recipe(config.recipe)
+    if config.start == "new":
+        model, processor = build(recipe)
+        return model, processor, references_of(recipe)
+    with resources.as_file(resources.files("vistoken") / "assets" / recipe.name) as trained:
+        if not is_light(trained):
+            raise UsageError(
+                f"start: trained: recipe {recipe.name!r} has no trained weights in this package; "
+                "set start: new, or name a checkpoint directory as the recipe"
+            )
+        return _checkpoint(trained)
+
+
+def _checkpoint(
+    directory: Path,
+) -> tuple[VistokenForConditionalGeneration, VistokenProcessor, list[Reference]]:
+    if not is_light(directory):
+        raise UsageError(
+            f"{directory} is not a light checkpoint, whose frozen parts training can refer to; name "
+            "the folder 'model' of a run, from before 'vistoken merge'"
+        )
+    model = VistokenForConditionalGeneration.from_pretrained(directory)
+    processor = VistokenProcessor.from_pretrained(directory)
+    return model, processor, read_references(directory)
 
 
 def stage_encoder(run: OpenRun, stage: StageConfig) -> Encoder:

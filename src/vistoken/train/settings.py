@@ -174,6 +174,8 @@ class RunConfig(_Strict):
 
     Args:
         recipe: Recipe name, recipe file, or a checkpoint directory to go on from.
+        start: From the recipe's parts with ``new`` weights of ours, or from the ``trained`` weights
+            that come with the package. A checkpoint directory's own are always gone on from.
         data: Files of the messages schema (``.jsonl``), or LLaVA's lists (``.json``).
         validation: Files to read name retrievals from, never trained on.
         image_root: Folder of the image paths; each data file's own when None.
@@ -190,6 +192,7 @@ class RunConfig(_Strict):
     """
 
     recipe: str
+    start: Literal["new", "trained"] = "new"
     data: tuple[Path, ...] = Field(min_length=1)
     validation: tuple[Path, ...] = ()
     image_root: Path | None = None
