@@ -18,7 +18,12 @@ from vistoken.models.decoder import MechanismContext, build_stack, run_decoder
 from vistoken.models.encoder import encode_views
 from vistoken.models.outputs import ImageFeatures, VistokenModelOutput
 from vistoken.models.pipeline import TokenPlan, anchor_rows
-from vistoken.models.scatter import batch_token_map, placeholder_mask, scatter_rows
+from vistoken.models.scatter import (
+    batch_token_map,
+    placeholder_mask,
+    scatter_rows,
+    slot_features,
+)
 
 
 class VistokenPreTrainedModel(PreTrainedModel):
@@ -77,14 +82,18 @@ class VistokenModel(VistokenPreTrainedModel):
         self.build_mechanisms()
         self.post_init()
 
-    def build_mechanisms(self) -> None:
-        """Make the configured decoder mechanisms, freshly initialised."""
+    def build_mechanisms(self, dtype: torch.dtype | None = None) -> None:
+        """Make the configured decoder mechanisms, freshly initialised.
+
+        Args:
+            dtype: Floating type of their weights; PyTorch's default when None.
+        """
         config = self.config
         context = MechanismContext(config.text_config, self.plan.projected_width)
         self.stack = build_stack(config.decoder_config["mechanisms"], context)
         modules = {m.name: m for m in self.stack if isinstance(m, nn.Module)}
         if modules:
-            self.mechanisms = nn.ModuleDict(modules)
+            self.mechanisms = nn.ModuleDict(modules).to(dtype)
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embedding."""
@@ -167,7 +176,8 @@ class VistokenModel(VistokenPreTrainedModel):
         tower_features = [tuple(m.to(weight) for m in maps) for maps in tower_features]
         prefixes = [prefix.to(weight) for prefix in prefixes]
         state = ConnectorState(table, anchor_rows(table), tower_features)
-        state = self.multi_modal_projector(state, prefixes)
+        keep = "encoder_features" in self.stack.side_inputs
+        state = self.multi_modal_projector(state, prefixes, keep_features=keep)
         return self._lay_out(table, state)
 
     def _lay_out(self, table: Tensor, state: ConnectorState) -> ImageFeatures:
@@ -176,6 +186,8 @@ class VistokenModel(VistokenPreTrainedModel):
         bounds = [0, *accumulate(counts)]
         rows: list[Tensor] = []
         maps: list[Tensor] = []
+        raw = state.side.pop("encoder_features", None)
+        features: list[Tensor] = []
         for number, medium in enumerate(media):
             tokens = state.tokens[bounds[number] : bounds[number + 1]]
             predicted = self.plan.arrange(medium)
@@ -185,10 +197,15 @@ class VistokenModel(VistokenPreTrainedModel):
                     f"view where its token map predicts {list(predicted.counts)}"
                 )
             rows.append(self.layout(predicted.order, tokens))
+            if raw is not None:
+                views = raw[bounds[number] : bounds[number + 1]]
+                features.append(slot_features(predicted, views))
             maps.append(TOKEN.set(predicted.token_map, media=number))
         side = {
             name: [values[a:b] for a, b in pairwise(bounds)] for name, values in state.side.items()
         }
+        if raw is not None:
+            side["encoder_features"] = features
         return ImageFeatures(pooler_output=rows, token_map=maps, side=side)
 
     def _default_view_table(self, pixel_values: Tensor | list[Tensor] | None) -> Tensor:

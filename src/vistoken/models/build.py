@@ -159,7 +159,7 @@ def _assemble(
         model.model.vision_tower = towers[0]
     connector, layout = model.model.plan.build()
     model.model.multi_modal_projector, model.model.layout = connector.to(dtype), layout.to(dtype)
-    model.model.build_mechanisms()
+    model.model.build_mechanisms(dtype)
     model.tie_weights()
     return model.eval()
 

@@ -37,6 +37,7 @@ class Connector(nn.Module):
         self._names: list[str] = []
         self._alone: list[ConnectorStage] = []  # a list hides the module from registration
         self._project = [resolved.kind for resolved in chain].index("project")
+        self._project = [resolved.kind for resolved in chain].index("project")
         stages = [stage.part(stage.config, stage.context) for stage in chain]
         if len(stages) == 1 and stages[0].flat_when_alone:
             self._alone = stages
@@ -55,12 +56,16 @@ class Connector(nn.Module):
                 setattr(stage, name, child)
         return self._alone or [self.get_submodule(name) for name in self._names]  # type: ignore[misc]
 
-    def forward(self, state: ConnectorState, prefixes: list[Tensor]) -> ConnectorState:
+    def forward(
+        self, state: ConnectorState, prefixes: list[Tensor], *, keep_features: bool = False
+    ) -> ConnectorState:
         """Run the chain.
 
         Args:
             state: Features of every anchor view; tokens and grids still empty.
             prefixes: For each anchor, kept prefix tokens (P, width) of the first tower.
+            keep_features: Leave what enters the projection in ``side["encoder_features"]``, for
+                each anchor (N, width).
         """
         state.grids = [(maps[0].shape[0], maps[0].shape[1]) for maps in state.features]
         state.tokens = [

@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache
+from transformers.generation.configuration_utils import GenerationMode
 
 from vistoken.core.tables import TOKEN
 from vistoken.models.backbone import VistokenModel, VistokenPreTrainedModel
 from vistoken.models.configuration import VistokenConfig
+from vistoken.models.decoder import aux_loss, check_generation, make_cache, shifted_labels
 from vistoken.models.outputs import ImageFeatures, VistokenCausalLMOutput
 from vistoken.models.scatter import repeat_by_owner
 
@@ -107,12 +109,17 @@ class VistokenForConditionalGeneration(VistokenPreTrainedModel, GenerationMixin)
         logits = self.lm_head(hidden)
         loss = None
         if labels is not None:
+            if outputs.rows is not None:
+                kwargs["shift_labels"] = shifted_labels(labels, outputs.rows)
             loss = self.loss_function(
                 logits=logits,
                 labels=labels,
                 vocab_size=self.config.text_config.vocab_size,
                 **kwargs,
             )
+            of_mechanisms = aux_loss(outputs.aux or {})
+            if of_mechanisms is not None:
+                loss = loss + of_mechanisms
         return VistokenCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -120,7 +127,29 @@ class VistokenForConditionalGeneration(VistokenPreTrainedModel, GenerationMixin)
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             token_map=outputs.token_map,
+            rows=outputs.rows,
+            aux=outputs.aux,
         )
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: GenerationMode,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Give ``generate`` the cache that the mechanisms need, or refuse what they exclude."""
+        stack = self.model.stack
+        if len(stack):
+            check_generation(stack, generation_config, beams="beam" in generation_mode.value)
+        given = model_kwargs.get("past_key_values")
+        done = super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, *args, **kwargs
+        )
+        if stack.own_cache and given is None and "past_key_values" in model_kwargs:
+            model_kwargs["past_key_values"] = make_cache(self.config.text_config, stack)
+        return done
 
     def _expand_multimodal_outputs(
         self,

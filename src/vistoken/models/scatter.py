@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vistoken.core.errors import UsageError
 from vistoken.core.tables import TOKEN, TokenKind
 from vistoken.models.outputs import ImageFeatures
+from vistoken.models.pipeline import Arrangement
 
 
 def placeholder_mask(
@@ -56,6 +58,31 @@ def scatter_rows(mask: Tensor, inputs_embeds: Tensor, features: ImageFeatures) -
             "an image"
         )
     return inputs_embeds.masked_scatter(mask.unsqueeze(-1), rows)
+
+
+def slot_features(arrangement: Arrangement, features: list[Tensor]) -> Tensor:
+    """Encoder features of one medium in the order of its visual slots.
+
+    Args:
+        arrangement: The medium's predicted tokens.
+        features: For each anchor view, (N, width), what entered the projection.
+
+    Returns:
+        (N_i, width), one row per slot.
+
+    Raises:
+        UsageError: If connector or layout do not make exactly one slot of each feature.
+    """
+    counts = [len(view) for view in features]
+    order = arrangement.order
+    if list(arrangement.counts) != counts or bool((order < 0).any()) or len(order) != sum(counts):
+        raise UsageError(
+            "a decoder mechanism needs one visual slot per encoder feature, but connector and "
+            f"layout make {len(order)} slots of {sum(counts)} features; use the connector 'mlp' "
+            "without reduce or append, and the layout 'plain'."
+        )
+    rows = torch.cat(features)
+    return rows[order.to(rows.device)]
 
 
 def batch_token_map(

@@ -3,7 +3,7 @@
 from vistoken.models.decoder.asym import project_kv
 from vistoken.models.decoder.build import build_stack
 from vistoken.models.decoder.cache import SparseCache
-from vistoken.models.decoder.drop import drop_rows, restore_rows
+from vistoken.models.decoder.drop import drop_rows, restore_rows, shifted_labels
 from vistoken.models.decoder.keys import KeyTable
 from vistoken.models.decoder.loop import make_cache, run_decoder
 from vistoken.models.decoder.mechanism import BaseMechanism, Mechanism, MechanismContext, NoOp
@@ -17,7 +17,7 @@ from vistoken.models.decoder.plan import (
     Rotary,
     ScoreRequest,
 )
-from vistoken.models.decoder.stack import MechanismStack, aux_loss
+from vistoken.models.decoder.stack import MechanismStack, aux_loss, check_generation
 from vistoken.models.decoder.state import SequenceState
 
 __all__ = [
@@ -38,10 +38,12 @@ __all__ = [
     "SparseCache",
     "aux_loss",
     "build_stack",
+    "check_generation",
     "drop_rows",
     "make_cache",
     "merge_plans",
     "project_kv",
     "restore_rows",
     "run_decoder",
+    "shifted_labels",
 ]

@@ -76,7 +76,7 @@ def run_recomposed(call: LayerCall, state: SequenceState) -> Tensor:
     output, weights, *scores = checkpointed(call.parts.layer, forward, state.hidden)
     if output is None:
         raise RuntimeError("a layer gave no output")
-    state.scores = {name: score for name, score in zip(names, scores, strict=True)}
+    state.scores = dict(zip(names, scores, strict=True))
     record_output("hidden_states", output, before=state.hidden)
     record_output("attentions", weights)
     return output

@@ -75,6 +75,22 @@ def restore_rows(rows: Tensor, order: Tensor, length: int, fill: float) -> Tenso
     return restored
 
 
+def shifted_labels(labels: Tensor, rows: Tensor, ignore: int = -100) -> Tensor:
+    """What each row that is left should predict: the label behind its place in the call.
+
+    Args:
+        labels (Tensor): (B, n) int64 of the call's rows.
+        rows (Tensor): (B, m) int64, which of them are left, -1 on filling.
+        ignore: Label of what is not supervised.
+
+    Returns:
+        (B, m) int64, already shifted.
+    """
+    following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=ignore)
+    rows = rows.to(labels.device)
+    return following.gather(1, rows.clamp(min=0)).masked_fill(rows < 0, ignore)
+
+
 def _gather(values: Tensor, where: Tensor) -> Tensor:
     index = where.reshape(*where.shape, *[1] * (values.dim() - 2))
     return values.gather(1, index.expand(-1, -1, *values.shape[2:]))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, GenerationConfig
 
 from vistoken.core.errors import UsageError
 from vistoken.models.decoder.mechanism import Mechanism
@@ -149,6 +149,32 @@ def _disagreement(mechanism: Mechanism, before: str, state: SequenceState) -> Us
         f"that do not match hidden's rows {tuple(state.hidden.shape[:2])}; it must "
         "gather position_ids, valid, token_map, order and extra together with hidden."
     )
+
+
+def check_generation(
+    stack: MechanismStack, generation_config: GenerationConfig, *, beams: bool
+) -> None:
+    """Refuse settings of ``generate`` that a mechanism excludes, before anything runs.
+
+    Args:
+        stack: The active mechanisms.
+        generation_config: The settings.
+        beams: Whether this is a kind of beam search.
+
+    Raises:
+        UsageError: Naming the mechanism and what to change.
+    """
+    if beams:
+        stack.check_beams()
+    implementation = generation_config.cache_implementation
+    if implementation in (None, "dynamic"):
+        return
+    for mechanism in stack:
+        if mechanism.own_cache or ("static" in implementation and not mechanism.flags.static_cache):
+            raise UsageError(
+                f"the mechanism {mechanism.name!r} cannot run on a cache of the kind "
+                f"{implementation!r}; leave out cache_implementation or use 'dynamic'."
+            )
 
 
 def aux_loss(aux: dict[str, Tensor]) -> Tensor | None:
