@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from vistoken.core.errors import DataError, UsageError
 from vistoken.data.messages import Message
+
+Numbers = NDArray[np.int64]
 
 
 def modality_length(messages: Sequence[Message]) -> int:
@@ -53,13 +57,7 @@ def group_by_length(
         Every index once. Each run of `batch_size` x `world_size` holds samples that were shuffled
         together, dealt so that the micro-batches have about the same total length.
     """
-    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
-    order: list[int] = []
-    for step in _cut(shuffled, batch_size * world_size):
-        step.sort(key=lambda index: lengths[index], reverse=True)
-        for batch in _deal(step, lengths, world_size):
-            order += batch
-    return order
+    return _by_length(np.asarray(lengths), batch_size, world_size, generator).tolist()
 
 
 def group_by_modality_and_length(
@@ -82,31 +80,7 @@ def group_by_modality_and_length(
         DataError: A length is 0, which says neither picture nor text.
         UsageError: `batch_size` or `world_size` is below 1.
     """
-    if batch_size < 1 or world_size < 1:
-        raise UsageError(
-            f"batch_size {batch_size} and world_size {world_size} must both be 1 or more"
-        )
-    if 0 in lengths:
-        raise DataError(
-            f"sample {list(lengths).index(0)} has length 0, so its modality is unknown;"
-            " give it its number of words, negative without a picture"
-        )
-    with_picture = [index for index, length in enumerate(lengths) if length > 0]
-    text_only = [index for index, length in enumerate(lengths) if length < 0]
-    if not with_picture or not text_only:
-        # Lengths of text-only data stay negative here, as in the released sampler.
-        return group_by_length(lengths, batch_size, world_size, generator)
-    steps: list[list[int]] = []
-    put_off: list[int] = []
-    for members in (with_picture, text_only):
-        sizes = [abs(lengths[index]) for index in members]
-        grouped = group_by_length(sizes, batch_size, world_size, generator)
-        cut = _cut([members[place] for place in grouped], batch_size * world_size)
-        steps += cut[:-1]
-        put_off += cut[-1]
-    shuffled = torch.randperm(len(steps), generator=generator).tolist()
-    order = [index for place in shuffled for index in steps[place]]
-    return order + sorted(put_off)
+    return _by_modality(np.asarray(lengths), batch_size, world_size, generator).tolist()
 
 
 class ModalityLengthSampler(Sampler[int]):
@@ -174,20 +148,59 @@ class ModalityLengthSampler(Sampler[int]):
         return len(self.lengths) - self.start
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._order()[self.start :])
+        return map(int, self._order()[self.start :])
 
-    def _order(self) -> list[int]:
+    def _order(self) -> Numbers:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return group_by_modality_and_length(
-            self.lengths, self.batch_size, self.world_size, generator
+        return _by_modality(np.asarray(self.lengths), self.batch_size, self.world_size, generator)
+
+
+def _by_length(
+    lengths: Numbers, batch_size: int, world_size: int, generator: torch.Generator | None
+) -> Numbers:
+    """See :func:`group_by_length`; arrays, because a list of a million numbers is large."""
+    order: Numbers = torch.randperm(len(lengths), generator=generator).numpy()
+    size = batch_size * world_size
+    for start in range(0, len(order), size):
+        step = order[start : start + size].tolist()
+        step.sort(key=lambda index: lengths[index], reverse=True)
+        order[start : start + size] = [n for hand in _deal(step, lengths, world_size) for n in hand]
+    return order
+
+
+def _by_modality(
+    lengths: Numbers, batch_size: int, world_size: int, generator: torch.Generator | None
+) -> Numbers:
+    """See :func:`group_by_modality_and_length`."""
+    if batch_size < 1 or world_size < 1:
+        raise UsageError(
+            f"batch_size {batch_size} and world_size {world_size} must both be 1 or more"
         )
+    if (lengths == 0).any():
+        raise DataError(
+            f"sample {int(np.argmax(lengths == 0))} has length 0, so its modality is unknown;"
+            " give it its number of words, negative without a picture"
+        )
+    kinds = [np.flatnonzero(lengths > 0), np.flatnonzero(lengths < 0)]
+    if not all(map(len, kinds)):
+        # Lengths of text-only data stay negative here, as in the released sampler.
+        return _by_length(lengths, batch_size, world_size, generator)
+    size = batch_size * world_size
+    grouped = [
+        members[_by_length(np.abs(lengths[members]), batch_size, world_size, generator)]
+        for members in kinds
+    ]
+    full = [(len(members) - 1) // size for members in grouped]
+    order = np.empty(len(lengths), np.int64)
+    for place, step in enumerate(torch.randperm(sum(full), generator=generator).tolist()):
+        members, start = (grouped[0], step) if step < full[0] else (grouped[1], step - full[0])
+        order[place * size : (place + 1) * size] = members[start * size : (start + 1) * size]
+    put_off = [members[count * size :] for members, count in zip(grouped, full, strict=True)]
+    order[sum(full) * size :] = np.sort(np.concatenate(put_off))
+    return order
 
 
-def _cut(indices: Sequence[int], size: int) -> list[list[int]]:
-    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
-
-
-def _deal(indices: Sequence[int], lengths: Sequence[int], hands: int) -> list[list[int]]:
+def _deal(indices: Sequence[int], lengths: Numbers, hands: int) -> list[list[int]]:
     """Deal sorted samples to equally many per hand, each to the hand with the least so far."""
     if len(indices) % hands:
         return [list(indices[hand::hands]) for hand in range(hands)]
@@ -198,5 +211,5 @@ def _deal(indices: Sequence[int], lengths: Sequence[int], hands: int) -> list[li
         open_hands = [hand for hand in range(hands) if len(dealt[hand]) < full]
         hand = min(open_hands, key=lambda number: totals[number])  # the first one on a tie
         dealt[hand].append(index)
-        totals[hand] += lengths[index]
+        totals[hand] += int(lengths[index])
     return dealt

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vistoken.core.tables import TextRole
+
 IGNORE = -100
 
 
@@ -17,12 +19,30 @@ class Row:
         labels: Token id where supervised, -100 elsewhere.
         image_end: Position after the last picture's tokens, 0 without pictures.
         kind: What the row asks, for metrics by kind.
+        role: Code of ``TextRole`` per token; where it is empty, only what labels tell is known.
+        turn: Number of the round per token; -1 where it is empty.
     """
 
     input_ids: list[int]
     labels: list[int]
     image_end: int
     kind: str = ""
+    role: Sequence[int] = ()
+    turn: Sequence[int] = ()
+
+    @property
+    def roles(self) -> list[int]:
+        """Role of every token."""
+        if self.role:
+            return list(self.role)
+        return [
+            TextRole.TEMPLATE if label == IGNORE else TextRole.ASSISTANT for label in self.labels
+        ]
+
+    @property
+    def turns(self) -> list[int]:
+        """Round of every token, -1 where it is not known."""
+        return list(self.turn) or [-1] * len(self.input_ids)
 
 
 def shared_prefix(rows: Sequence[Row]) -> int:

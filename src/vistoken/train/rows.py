@@ -5,18 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from vistoken.core.errors import DataError
-from vistoken.data.labels import EncodedConversation, encode_conversation
+from vistoken.data.bad_samples import BadSamples, LeftOut, Reason
 from vistoken.data.messages import Message, image_paths
-from vistoken.data.reading import BadSamples
 from vistoken.train.examples import Example
+from vistoken.train.labelling import Labelled, Labeller
 from vistoken.train.packing import Row
 from vistoken.train.settings import TooLong
-
-if TYPE_CHECKING:
-    from vistoken.models.processing import VistokenProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +46,13 @@ class RowMaker:
     so no picture and no answer is ever halved.
 
     Args:
-        processor: Tokenizer and image token.
-        template: Text of the chat template.
+        label: Tokenises and labels.
         max_length: Most tokens of a row.
         too_long: ``error``, ``drop-turns`` or ``drop-sample``.
         bad: What to do with faulty samples.
     """
 
-    processor: VistokenProcessor
-    template: str
+    label: Labeller
     max_length: int
     too_long: TooLong = "error"
     bad: BadSamples = field(default_factory=BadSamples)
@@ -81,25 +75,13 @@ class RowMaker:
             DataError: It is faulty or too long, and that is to stop the run.
         """
         try:
-            encoded = self._encode(example, example.messages, image_counts)
-            if len(encoded.input_ids) > self.max_length:
-                return self._shorten(example, image_counts, len(encoded.input_ids), keep_images)
+            labelled = self.label(example.messages, image_counts, example.where)
+            if len(labelled.input_ids) > self.max_length:
+                return self._shorten(example, image_counts, len(labelled.input_ids), keep_images)
         except DataError as error:
-            self.bad.take(error)
+            self.bad.take(error, example.id)
             return None
-        return _row(encoded, example)
-
-    def _encode(
-        self, example: Example, messages: Sequence[Message], image_counts: Sequence[int]
-    ) -> EncodedConversation:
-        return encode_conversation(
-            self.processor.tokenizer,
-            self.template,
-            messages,
-            image_counts,
-            self.processor.image_token,
-            where=example.where,
-        )
+        return _row(labelled, example)
 
     def _shorten(
         self, example: Example, image_counts: Sequence[int], length: int, keep_images: bool
@@ -117,18 +99,29 @@ class RowMaker:
                 images = len(image_paths(messages))
                 if keep_images and images < len(image_counts):
                     break
-                encoded = self._encode(example, messages, image_counts[:images])
-                if len(encoded.input_ids) <= self.max_length:
-                    self.counts.turns += dropped
-                    return _row(encoded, example)
-        self.counts.samples += 1
-        logger.info("%s: %d tokens, left out", example.where, length)
+                labelled = self.label(messages, image_counts[:images], example.where)
+                if len(labelled.input_ids) <= self.max_length:
+                    self._leave_out("too_long_turns", example, length, dropped)
+                    return _row(labelled, example)
+        self._leave_out("too_long_samples", example, length, 1)
         return None
 
+    def _leave_out(self, reason: Reason, example: Example, length: int, count: int) -> None:
+        what = "left out"
+        if reason == "too_long_turns":
+            self.counts.turns += count
+            what = f"{count} rounds at the end left out"
+        else:
+            self.counts.samples += count
+        message = f"{example.where}: {length} tokens, {self.max_length} fit; {what}"
+        logger.info(message)
+        self.bad.tell(LeftOut(reason, example.id, message, count))
 
-def _row(encoded: EncodedConversation, example: Example) -> MadeRow:
-    end = encoded.images[-1][1] if encoded.images else 0
-    return MadeRow(Row(encoded.input_ids, encoded.labels, end, example.kind), len(encoded.images))
+
+def _row(labelled: Labelled, example: Example) -> MadeRow:
+    end = labelled.images[-1][1] if labelled.images else 0
+    row = Row(labelled.input_ids, labelled.labels, end, example.kind, labelled.role, labelled.turn)
+    return MadeRow(row, len(labelled.images))
 
 
 def _rounds(messages: Sequence[Message]) -> int:

@@ -20,6 +20,7 @@ from vistoken.train.arguments import training_arguments
 from vistoken.train.checkpoints import last_checkpoint
 from vistoken.train.distributed import connect, is_main, main_first, wait
 from vistoken.train.groups import GroupRow, apply_groups, format_table
+from vistoken.train.left_out import LEFT_OUT, LeftOutLog
 from vistoken.train.objectives import find_objective
 from vistoken.train.left_out import LEFT_OUT, LeftOutLog
 from vistoken.train.opening import OpenRun, open_run, stage_encoder

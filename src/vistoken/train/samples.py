@@ -10,10 +10,11 @@ import torch
 
 from vistoken.core.errors import DataError
 from vistoken.core.tables import split_media
-from vistoken.data.reading import BadSamples
+from vistoken.data.bad_samples import BadSamples, LeftOut
 from vistoken.train.encoders import CachedEncoder, Encoder, Pictures, PixelEncoder
 from vistoken.train.examples import Example, Items, ScenePicture, read_examples, read_pictures
 from vistoken.train.grouping import QuestionGroup, group_examples
+from vistoken.train.labelling import ExactLabels, Labeller
 from vistoken.train.packing import (
     Packed,
     PackedBatch,
@@ -61,13 +62,14 @@ class QuestionCollator:
 
     Args:
         processor: Tokenizer and token counts.
-        template: Text of the chat template.
+        template: Text of the chat template, for labels by its generation blocks.
         encode: Gives the pictures.
         max_length: Most tokens of a packed sequence's prefix plus one branch; with
             ``pack_samples`` also of a row.
         too_long: What becomes of longer samples.
         pack_samples: Put several sequences into one row instead of padding each.
         bad: What to do with faulty samples; the default stops at the first.
+        label: Tokenises and labels in another way than by ``template``.
     """
 
     processor: VistokenProcessor
@@ -77,17 +79,24 @@ class QuestionCollator:
     too_long: TooLong = "error"
     pack_samples: bool = False
     bad: BadSamples = field(default_factory=BadSamples)
+    label: Labeller | None = None
 
     def __post_init__(self) -> None:
-        self.make = RowMaker(
-            self.processor, self.template, self.max_length, self.too_long, self.bad
-        )
+        label = self.label or ExactLabels(self.processor, self.template)
+        self.make = RowMaker(label, self.max_length, self.too_long, self.bad)
 
     def __call__(self, groups: Sequence[QuestionGroup]) -> dict[str, Any]:
         """Batch of :class:`PackedBatch` and :class:`Pictures`; ``labels`` are the targets.
 
-        Where every sample was dropped, ``batch`` is None and ``labels`` is empty.
+        Where every sample was dropped, ``batch`` is None and ``labels`` is empty. ``left_out``
+        holds a :class:`LeftOut` for whatever the batch lacks.
         """
+        left_out: list[LeftOut] = []
+        with self.bad.telling(left_out.append):
+            made = self._batch(groups)
+        return {**made, "left_out": tuple(left_out)}
+
+    def _batch(self, groups: Sequence[QuestionGroup]) -> dict[str, Any]:
         readable, pictures = self._encode(groups)
         counts = self._counts(pictures)
         sequences: list[_Sequence] = []
@@ -123,7 +132,7 @@ class QuestionCollator:
                 self._pictures([group])
             except DataError as error:
                 for example in group.examples:
-                    self.bad.take(DataError(f"{example.where}: {error}"))
+                    self.bad.take(DataError(f"{example.where}: {error}"), example.id)
             else:
                 readable.append(group)
         return readable, self._pictures(readable)

@@ -69,6 +69,8 @@ class StageConfig(_Strict):
         objective: ``next-token``, or ``name-alignment`` (stage 0, no language-model pass).
         needs: Stage whose weights this one starts from; it must be done before.
         template: Chat template of this stage; the recipe's own when None.
+        labels: What is supervised: ``exact`` is every answer with its terminator; ``official`` are
+            the masks of released LLaVA code, by the released name in ``template``.
         data: Data files of this stage; the run's when None.
         image_root: Folder of this stage's image paths; the run's when None.
         mechanisms: Options of decoder mechanisms to change before this stage, by mechanism; the
@@ -108,6 +110,7 @@ class StageConfig(_Strict):
     objective: str = "next-token"
     needs: str | None = None
     template: str | None = None
+    labels: Literal["exact", "official"] = "exact"
     data: tuple[Path, ...] | None = Field(default=None, min_length=1)
     image_root: Path | None = None
     mechanisms: dict[str, dict[str, Any]] = Field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from vistoken.train.data_time import TimedData
 from vistoken.train.distributed import run_through
 from vistoken.train.examples import Items, ScenePicture
 from vistoken.train.groups import optimizer_groups
+from vistoken.train.left_out import LEFT_OUT, LeftOutLog, RecordsLeftOut
 from vistoken.train.metrics import JsonLines, Meter, Progress, peak_memory
 from vistoken.train.objectives import StepLoss, find_objective
 from vistoken.train.probe import NameProbe
@@ -54,11 +55,7 @@ __all__ = [
 _SESSION = "session.json"
 
 
-def _no_counts() -> dict[str, int]:
-    return {}
-
-
-class VistokenTrainer(AtomicCheckpoints, TimedData, Trainer):
+class VistokenTrainer(AtomicCheckpoints, TimedData, RecordsLeftOut, Trainer):
     """Trains one stage.
 
     Args:
@@ -72,7 +69,7 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, Trainer):
         probe: Annotated pictures for name retrieval.
         probe_collate: Makes a batch of them.
         lengths: Grouping length of each item, for ``order: modality-length``.
-        counts: Says what was left out so far, for the metrics.
+        left_out: Where samples that are not trained on are recorded; beside the metrics when None.
     """
 
     optimizer: Any
@@ -90,14 +87,14 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, Trainer):
         probe: Sequence[ScenePicture] = (),
         probe_collate: SceneCollator | None = None,
         lengths: Sequence[int] = (),
-        counts: Callable[[], dict[str, int]] = _no_counts,
+        left_out: LeftOutLog | None = None,
     ) -> None:
         self.stage = stage
         self.objective = find_objective(stage.objective)(names)
         self.meter = Meter()
         self.probe = NameProbe(names, probe, probe_collate)
         self.lengths = lengths
-        self.counts = counts
+        self.left_out = left_out or LeftOutLog(metrics.with_name(LEFT_OUT), stage.name)
         self.progress = Progress(stage.name)
         self._probed = 0  # step of the last name retrieval
         self._elapsed_before = 0.0
@@ -200,7 +197,7 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, Trainer):
         """Add our metrics to a record."""
         if "loss" in logs:
             logs = {**logs, **self.meter.read(self.objective.unit), **self.objective.scores()}
-            logs |= {key: float(count) for key, count in self.counts().items()}
+            logs |= {key: float(count) for key, count in self.left_out.counts.items()}
             logs["peak_memory_mb"] = peak_memory() / 1e6
             logs["eta_s"] = self._eta()
             logs["elapsed_s"] = self.elapsed
@@ -229,7 +226,11 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_trained(self.model, folder / TRAINED)
-        session = {"elapsed": self.elapsed, "meter": self.meter.state()}
+        session = {
+            "elapsed": self.elapsed,
+            "meter": self.meter.state(),
+            "left_out": self.left_out.state(),
+        }
         write_atomically(folder / _SESSION, json.dumps(session).encode())
 
     def _load_from_checkpoint(
@@ -242,3 +243,4 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, Trainer):
         self._elapsed_before = session["elapsed"]
         self._began = time.perf_counter()
         self.meter.load(session["meter"])
+        self.left_out.load(session["left_out"])

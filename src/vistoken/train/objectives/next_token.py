@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vistoken.models.decoder import aux_loss
-from vistoken.models.templates import load_template
 from vistoken.train.encoders import Encoder, encode_pictures
 from vistoken.train.examples import read_examples
 from vistoken.train.grouping import group_examples
+from vistoken.train.labelling import find_labeller
 from vistoken.train.loss import chunk_rows, summed_cross_entropy
 from vistoken.train.metrics import Meter
 from vistoken.train.objectives.base import Objective, StageItems, StepLoss
@@ -43,15 +43,16 @@ class NextToken(Objective):
         cls, stage: StageConfig, processor: VistokenProcessor, encode: Encoder, bad: BadSamples
     ) -> QuestionCollator:
         """Packs questions behind their pictures, and samples into rows where the stage says so."""
-        template = load_template(stage.template) if stage.template else str(processor.chat_template)
+        label = find_labeller(stage.labels, processor, stage.template, stage.max_length)
         return QuestionCollator(
             processor,
-            template,
+            str(processor.chat_template),
             encode,
             stage.max_length,
             too_long=stage.too_long,
             pack_samples=stage.pack_samples,
             bad=bad,
+            label=label,
         )
 
     def loss(
