@@ -22,7 +22,6 @@ from vistoken.train.distributed import connect, is_main, main_first, wait
 from vistoken.train.groups import GroupRow, apply_groups, format_table
 from vistoken.train.left_out import LEFT_OUT, LeftOutLog
 from vistoken.train.objectives import find_objective
-from vistoken.train.left_out import LEFT_OUT, LeftOutLog
 from vistoken.train.opening import OpenRun, open_run, stage_encoder
 from vistoken.train.run_folder import (
     DONE,
