@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vistoken import __version__
-from vistoken.cli import chat, data, doctor, inspect, listing, merge, train
+from vistoken.cli import chat, data, doctor, inspect, listing, merge, prune, train
 from vistoken.cli.console import fail, show_traceback
 from vistoken.cli.convert import app as convert_app
 from vistoken.core.errors import MachineError, VistokenError
@@ -37,6 +37,7 @@ app = typer.Typer(
 app.command("chat")(chat.chat)
 app.command("train")(train.train)
 app.command("merge")(merge.merge)
+app.command("prune")(prune.prune)
 app.add_typer(convert_app, name="convert")
 app.add_typer(inspect.app, name="inspect")
 app.add_typer(data.app, name="data")

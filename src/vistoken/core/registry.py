@@ -24,6 +24,7 @@ KINDS = (
     "append",
     "layout",
     "mechanism",
+    "pruner",
     "objective",
     "importer",
 )

@@ -1,0 +1,230 @@
+"""The decoder mechanism ``yopo``: fewer visual computations in every layer, none from one on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from vistoken.core.errors import UsageError
+from vistoken.core.parts import PartFlags
+from vistoken.core.tables import TOKEN
+from vistoken.models.decoder import (
+    STOCK_LAYER,
+    BaseMechanism,
+    FfnChannels,
+    LayerPlan,
+    MechanismContext,
+    SequenceState,
+    drop_rows,
+)
+from vistoken.systems.yopo.config import YopoConfig
+from vistoken.systems.yopo.heads import mask_of
+from vistoken.systems.yopo.neighbours import GRID, neighbours, visual_rows
+
+
+class Yopo(BaseMechanism):
+    """Visual tokens attend to neighbours, in some heads, with part of the FFN, in early layers.
+
+    B batch, H query heads, n rows of a call, k keys.
+
+    Args:
+        config: The options.
+        context: What the mechanism acts in.
+
+    Raises:
+        UsageError: A layer, head mask or ratio that does not fit the language model.
+
+    Source: arXiv 2410.06169 and its code; the documentation page says what differs.
+    """
+
+    config_class = YopoConfig
+    name = "yopo"
+    flags = PartFlags(prefix_reusable="same_media", static_cache=False, vllm=False)
+
+    def __init__(self, config: YopoConfig, context: MechanismContext) -> None:
+        text: Any = context.text_config
+        self.config = config
+        self._layers: int = text.num_hidden_layers
+        self._cut = _layer_cut(config, self._layers)
+        self._heads: int = text.num_attention_heads
+        self._keep = _head_keep(config, self._layers, self._heads)
+        self._channels = _ffn_channels(config, text.intermediate_size)
+        self._drops = config.mode != "exact"
+
+    def begin(self, state: SequenceState, cache: Cache | None) -> SequenceState:
+        """Refuse what cannot be computed.
+
+        Raises:
+            UsageError: A prompt ends with a picture whose rows are going to be dropped, or a
+                picture lies half in the cache and half in this call.
+        """
+        if state.token_map is None:
+            return state
+        rows, any_row = self._visual(state, state.token_map)
+        if any_row and self._drops and self._cut < self._layers:
+            _refuse_open_end(rows, state.valid)
+        if any_row and self.config.window is not None and self._computes(0):
+            seen = state.keys().token_map
+            _refuse_cut_picture(state.token_map, rows, seen, self._visual(state, seen)[0])
+        return state
+
+    def before_layer(self, layer: int, state: SequenceState) -> SequenceState:
+        """Drop the visual rows where visual computation stops."""
+        if not self._drops or layer != self._cut or state.token_map is None:
+            return state
+        rows, any_row = self._visual(state, state.token_map)
+        return drop_rows(state, ~rows)[0] if any_row else state
+
+    def plan(self, layer: int, state: SequenceState) -> LayerPlan:
+        """Cut neighbours, heads and channels of one layer."""
+        if not self._computes(layer):
+            return STOCK_LAYER
+        seen, any_key = self._visual(state, state.keys().token_map)
+        if not any_key:
+            return STOCK_LAYER
+        rows, asks = self._visual(state, state.table)
+        mask, mask_or = self._window(state, rows, seen) if asks else (None, None)
+        keep = self._head_row(layer)
+        if keep is not None and self.config.mode == "drop":
+            mask = _and(mask, _dead_heads(keep, rows, seen))
+        plan = LayerPlan(
+            mask=mask,
+            mask_or=mask_or,
+            head_value_keep=self._value_keep(layer, keep, seen, state.hidden.dtype),
+            head_out_keep=self._out_keep(keep, rows, state.hidden.dtype) if asks else None,
+            ffn_channels=self._ffn(rows) if asks else (),
+        )
+        return STOCK_LAYER if plan.is_trivial else plan
+
+    def _computes(self, layer: int) -> bool:
+        """Whether visual rows still take part in a layer."""
+        return not self._drops or layer < self._cut
+
+    def _visual(self, state: SequenceState, table: Tensor) -> tuple[Tensor, bool]:
+        """Visual rows of a table, and whether there are any."""
+
+        def find() -> tuple[Tensor, bool]:
+            rows = visual_rows(table, self.config.token_kinds)
+            return rows, bool(rows.any())
+
+        return state.memo.get("yopo/visual", (table,), find)
+
+    def _window(
+        self, state: SequenceState, rows: Tensor, seen: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Masks (B, 1, n, k) that restrict visual rows to their neighbours, and show later ones."""
+        window = self.config.window
+        if window is None:
+            return None, None
+        asking, keys = state.table, state.keys().token_map
+
+        def find() -> tuple[Tensor, Tensor]:
+            near = neighbours(asking, keys, window, rows, seen)
+            allowed = near | ~(rows[:, :, None] & seen[:, None, :])
+            return allowed[:, None], near[:, None]
+
+        allowed, near = state.memo.get("yopo/window", (asking, keys), find)
+        return allowed, None if self.config.causal_local else near
+
+    def _head_row(self, layer: int) -> Tensor | None:
+        """Heads (H,) bool that compute for visual tokens in a layer; None where all do."""
+        if self._keep is None or bool(self._keep[layer].all()):
+            return None
+        return self._keep[layer]
+
+    def _value_keep(
+        self, layer: int, keep: Tensor | None, seen: Tensor, dtype: torch.dtype
+    ) -> Tensor | None:
+        """Factors (B, H, k) on values: zero values are probabilities set to zero after softmax."""
+        if self.config.mode == "drop":
+            return None
+        cut = layer >= self._cut
+        if keep is None and not cut:
+            return None
+        off = torch.ones(self._heads, dtype=torch.bool) if cut or keep is None else ~keep
+        return (~(off.to(seen.device)[None, :, None] & seen[:, None, :])).to(dtype)
+
+    def _out_keep(self, keep: Tensor | None, rows: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Factors (B, H, n) on the outputs of visual rows."""
+        if keep is None or self.config.mode == "training_free":
+            return None
+        return (keep.to(rows.device)[None, :, None] | ~rows[:, None, :]).to(dtype)
+
+    def _ffn(self, rows: Tensor) -> tuple[FfnChannels, ...]:
+        return () if self.config.mlp_ratio == 1 else (FfnChannels(rows, self._channels),)
+
+
+def _dead_heads(keep: Tensor, rows: Tensor, seen: Tensor) -> Tensor:
+    """Mask (B, H, n, k) that hides visual keys from text rows in dead heads.
+
+    Visual rows keep their keys there: what they compute is multiplied by zero, and a row without
+    any key (a picture at the start) would have no softmax.
+    """
+    hidden = ~rows[:, :, None] & seen[:, None, :]
+    return keep.to(rows.device)[None, :, None, None] | ~hidden[:, None]
+
+
+def _and(first: Tensor | None, second: Tensor) -> Tensor:
+    return second if first is None else first & second
+
+
+def _layer_cut(config: YopoConfig, layers: int) -> int:
+    if config.layer_cut is None:
+        return layers
+    if config.layer_cut > layers:
+        raise UsageError(
+            f"yopo: layer_cut {config.layer_cut} is beyond the language model's {layers} layers; "
+            f"choose 0 to {layers}"
+        )
+    return config.layer_cut
+
+
+def _head_keep(config: YopoConfig, layers: int, heads: int) -> Tensor | None:
+    if config.head_keep is None:
+        return None
+    keep = mask_of(config.head_keep)
+    if tuple(keep.shape) != (layers, heads):
+        raise UsageError(
+            f"yopo: head_keep has {keep.shape[0]} layers of {keep.shape[1]} heads, the language "
+            f"model {layers} of {heads}; use a mask made for this model"
+        )
+    return keep
+
+
+def _ffn_channels(config: YopoConfig, width: int) -> int:
+    if width % config.mlp_ratio:
+        raise UsageError(
+            f"yopo: mlp_ratio {config.mlp_ratio} does not divide the {width} feed-forward "
+            "channels; choose a divisor"
+        )
+    return width // config.mlp_ratio
+
+
+def _refuse_open_end(rows: Tensor, valid: Tensor) -> None:
+    """A prompt must end with a row that is still there in the last layer."""
+    last = valid.shape[1] - 1 - valid.flip(1).int().argmax(dim=1)
+    ends = rows.gather(1, last[:, None])[:, 0] & valid.any(dim=1)
+    if bool(ends.any()):
+        raise UsageError(
+            f"yopo: prompt {int(ends.int().argmax())} ends with a picture, whose rows leave the "
+            "sequence at layer_cut; put text behind it (and prefill the prompt in one piece)"
+        )
+
+
+def _refuse_cut_picture(asking: Tensor, rows: Tensor, seen: Tensor, visual: Tensor) -> None:
+    """Neighbours that come later must be in the same call."""
+    cached = visual[:, : visual.shape[1] - rows.shape[1]]
+    if not bool(cached.any()):
+        return
+    before = seen[:, : cached.shape[1]]
+    same = rows[:, :, None] & cached[:, None, :]
+    for name in GRID:
+        same &= TOKEN.get(asking, name)[:, :, None] == TOKEN.get(before, name)[:, None, :]
+    if bool(same.any()):
+        raise UsageError(
+            "yopo: the end of one piece of the prompt lies inside a picture, whose tokens see "
+            "later neighbours; cut between pictures, or generate without prefill_chunk_size"
+        )
