@@ -30,7 +30,8 @@ from vistoken.models.modeling import VistokenForConditionalGeneration
 from vistoken.models.outputs import ImageFeatures
 from vistoken.models.processing import VistokenProcessor
 from vistoken.train.cache import FeatureCache, fast_compute
-from vistoken.train.packing import PackedBatch, decoder_mask
+from vistoken.train.masks import decoder_mask
+from vistoken.train.packing import PackedBatch
 from vistoken.train.samples import (
     CachedEncoder,
     Encoder,
@@ -91,9 +92,7 @@ def greedy_tokens(
     """What greedy decoding writes at every target (M,), given that all before it is right."""
     core = model.model
     table = core.get_input_embeddings().weight
-    mask = decoder_mask(
-        batch.attention_mask.to(table.device), core.language_model.config, table.dtype
-    )
+    mask = decoder_mask(batch.segments, core.language_model.config, table.dtype, table.device)
     hidden = core(
         input_ids=batch.input_ids.to(table.device),
         position_ids=batch.position_ids.to(table.device),

@@ -180,16 +180,17 @@ def make(folder, step, loss=None):
 def test_the_latest_and_the_best_are_kept(tmp_path) -> None:
     for step, loss in ((1, 3.0), (2, 1.0), (3, None), (10, 2.0), (11, 2.5)):
         make(tmp_path, step, loss)
-    assert best_checkpoint(tmp_path).name == "checkpoint-2"
-    prune(tmp_path, 2, keep_best=True)
+    assert best_checkpoint(tmp_path, "loss").path.name == "checkpoint-2"
+    assert best_checkpoint(tmp_path, "exact/name") is None
+    prune(tmp_path, 2, keep_best="loss")
     assert [p.name for p in checkpoints(tmp_path)] == [
         "checkpoint-2",
         "checkpoint-10",
         "checkpoint-11",
     ]
-    prune(tmp_path, 1, keep_best=False)
+    prune(tmp_path, 1, keep_best=None)
     assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-11"]
-    prune(tmp_path, None, keep_best=False)
+    prune(tmp_path, None, keep_best=None)
     assert last_checkpoint(tmp_path).name == "checkpoint-11"
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from vistoken.train.config import StageConfig
 from vistoken.train.groups import apply_groups
-from vistoken.train.packing import IGNORE, Row, batch_packed, decoder_mask, pack, shared_prefix
+from vistoken.train.masks import decoder_mask
+from vistoken.train.packing import IGNORE, Row, batch_packed, pack, shared_prefix
 from vistoken.train.samples import (
     PixelEncoder,
     QuestionCollator,
@@ -37,7 +38,7 @@ def loss_of(model, packed_batch, features=None):
         **named,
         position_ids=packed_batch.position_ids,
         attention_mask=decoder_mask(
-            packed_batch.attention_mask, core.language_model.config, torch.float32
+            packed_batch.segments, core.language_model.config, torch.float32, ids.device
         ),
         mm_encoder_outputs=features,
         use_cache=False,

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vistoken.core.errors import DataError, UsageError, WeightsError
+from vistoken.core.objectives import StepLoss
 from vistoken.models.modeling import VistokenForConditionalGeneration
-from vistoken.train.objectives import StepLoss
 from vistoken.train.objectives.name_alignment import NameAlignment
 from vistoken.train.run import last_checkpoint, train
 from vistoken.train.samples import group_examples, read_examples
@@ -14,6 +14,7 @@ from vistoken.train.trainer import VistokenTrainer, schedule
 
 from .conftest import row, write_lines
 from .stages import ALIGN, JOINT, configuration
+
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
@@ -150,7 +151,7 @@ def test_an_output_in_use_and_a_changed_configuration_are_refused(finished, data
     with pytest.raises(UsageError, match="seed was 0, is 1"):
         train(changed, resume=True)
     longer = configuration(data, config.output, stages=[ALIGN, JOINT | {"steps": 9}])
-    with pytest.raises(UsageError, match=r"stages\.1\.steps was 6, is 9"):
+    with pytest.raises(UsageError, match=r"stages\.joint\.steps was 6, is 9"):
         train(longer, resume=True)
 
 

@@ -7,8 +7,10 @@ import torch
 from PIL import Image
 
 from vistoken.core.errors import DataError
+from vistoken.core.objectives import Clock
 from vistoken.data.reading import BadSamples
 from vistoken.train.metrics import Meter
+from vistoken.train.microbatch import TrainBatch
 from vistoken.train.objectives.next_token import NextToken
 from vistoken.train.packing import IGNORE, Row, fit_rows, join, pack
 from vistoken.train.samples import PixelEncoder, QuestionCollator, group_examples, read_examples
@@ -69,7 +71,7 @@ def collator(pico):
 
 def gradients(model, inputs):
     model = copy.deepcopy(model).requires_grad_(True)
-    loss = NextToken(None).loss(model, inputs, Meter())
+    loss = NextToken().loss(TrainBatch(model, inputs, Meter(), Clock(0, 1, 0.0)))
     loss.mean.backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return loss, grads

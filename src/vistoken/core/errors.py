@@ -39,6 +39,19 @@ class MachineError(VistokenError):
     exit_code = 5
 
 
+class Interrupted(VistokenError):
+    """Work that a signal ended, all of it saved (exit code 128 + the signal's number).
+
+    Args:
+        message: What was stopped, and how to go on.
+        number: The signal's number.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Suggest near names for a misspelt one.
 

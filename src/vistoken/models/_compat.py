@@ -25,6 +25,9 @@ from transformers.utils.output_capturing import _active_collector, capture_outpu
 LayerPattern = Literal["full_attention", "sliding_attention"]
 MaskForm = Literal["bool", "additive", "other", "none"]
 
+FLEX = "flex_attention"
+"""The library's name of flex attention, which takes a ``BlockMask``."""
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -51,6 +54,11 @@ class AttentionBackend:
     def takes_mask(self) -> bool:
         """Whether an arbitrary 4-D mask can be given."""
         return self.mask in ("bool", "additive")
+
+    @property
+    def is_flex(self) -> bool:
+        """Whether it is flex attention."""
+        return self.name == FLEX
 
     @property
     def takes_bias(self) -> bool:

@@ -82,6 +82,18 @@ PARTS: tuple[PartEntry, ...] = (
         "changes nothing; sends the decoder through our layer loop (tests, benchmarks)",
     ),
     PartEntry(
+        "objective",
+        "next-token",
+        "vistoken.train.objectives.next_token:NextToken",
+        "answers, token by token",
+    ),
+    PartEntry(
+        "objective",
+        "name-alignment",
+        "vistoken.train.objectives.name_alignment:NameAlignment",
+        "patch tokens near the names of what they show; no pass of the language model",
+    ),
+    PartEntry(
         "mechanism",
         "saisa",
         f"{_HERE}.saisa.mechanism:Saisa",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,17 +31,16 @@ else:
 class AtomicCheckpoints(_Trainer):
     """Mixin before ``Trainer``: its checkpoints appear complete, or not at all.
 
-    ``keep_best`` keeps the checkpoint with the lowest score beside the latest
-    ``args.save_total_limit``.
+    The best one by the metric ``keep_best`` is kept beside the latest ``args.save_total_limit``.
     """
 
-    keep_best = False
+    keep_best: str | None = None
     _staging: Path | None = None
 
-    def checkpoint_score(self) -> float | None:
-        """What tells the best checkpoint, lower is better: the loss logged last."""
-        losses = [record.get("eval_loss", record.get("loss")) for record in self.state.log_history]
-        return next((loss for loss in reversed(losses) if loss is not None), None)
+    def checkpoint_score(self, metric: str) -> float | None:
+        """A metric of the weights that are being saved; by default the one logged last."""
+        logged = (r[metric] for r in reversed(self.state.log_history) if metric in r)
+        return next(logged, None)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
@@ -49,6 +49,8 @@ class AtomicCheckpoints(_Trainer):
         folder = Path(str(self.args.output_dir))
         name = f"{PREFIX}{self.state.global_step}"
         staging = folder / f"{_SAVING}{name}"
+        metric = self.keep_best
+        score = None if metric is None else {metric: self.checkpoint_score(metric)}
         with writing(folder):
             if self.args.should_save:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -65,11 +67,11 @@ class AtomicCheckpoints(_Trainer):
                 self._staging = None
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                score = {"loss": self.checkpoint_score()}
-                (staging / name / _SCORE).write_text(json.dumps(score), encoding="utf-8")
+                if score is not None:
+                    (staging / name / _SCORE).write_text(json.dumps(score), encoding="utf-8")
                 publish(staging / name, folder / name)
                 staging.rmdir()
-                prune(folder, self.args.save_total_limit, self.keep_best)
+                prune(folder, self.args.save_total_limit, metric)
 
 
 def publish(written: Path, target: Path) -> None:
@@ -99,21 +101,21 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(folder: Path, keep: int | None, keep_best: bool) -> None:
+def prune(folder: Path, keep: int | None, keep_best: str | None) -> None:
     """Delete all but the latest checkpoints and, if wanted, the best one.
 
     Args:
         folder: The stage's folder.
         keep: Number of latest ones to keep, at least 1; None keeps all.
-        keep_best: Keep the one with the lowest score too.
+        keep_best: Metric by which the best one is kept too.
     """
     if keep is None:
         return
     found = checkpoints(folder)
     kept = set(found[-max(keep, 1) :])
-    best = best_checkpoint(folder) if keep_best else None
+    best = best_checkpoint(folder, keep_best) if keep_best else None
     for checkpoint in found:
-        if checkpoint not in kept and checkpoint != best:
+        if checkpoint not in kept and checkpoint != (best and best.path):
             discard(checkpoint)
 
 
@@ -133,14 +135,38 @@ def last_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the lowest score, the newest of equal ones; None without scores."""
-    scored = [
-        (score["loss"], -number, path)
-        for number, path in enumerate(checkpoints(folder))
-        if (score := _read(path / _SCORE)) is not None and score["loss"] is not None
-    ]
-    return min(scored)[2] if scored else None
+@dataclass(frozen=True)
+class Best:
+    """The best checkpoint of a stage.
+
+    Attributes:
+        path: Its folder.
+        step: Optimiser steps done by then.
+        metric: What it is best by.
+        value: How good that was.
+    """
+
+    path: Path
+    step: int
+    metric: str
+    value: float
+
+
+def best_checkpoint(folder: Path, metric: str) -> Best | None:
+    """The checkpoint with the least of a loss or the most of another metric.
+
+    Of equal ones the newest; None where no checkpoint has a value of this metric.
+    """
+    best: Best | None = None
+    for path in checkpoints(folder):
+        value = (_read(path / _SCORE) or {}).get(metric)
+        if value is None:
+            continue
+        if best is None or (
+            value <= best.value if metric.endswith("loss") else value >= best.value
+        ):
+            best = Best(path, int(path.name.removeprefix(PREFIX)), metric, value)
+    return best
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -20,10 +20,8 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
-from vistoken.core.errors import UsageError
-from vistoken.models._compat import attention_backend
+from vistoken.train.masks import PREFIX, Segments
 from vistoken.train.prefixes import IGNORE, Row, sharable_prefix, shared_prefix
 
 __all__ = [
@@ -32,7 +30,6 @@ __all__ = [
     "PackedBatch",
     "Row",
     "batch_packed",
-    "decoder_mask",
     "fit_rows",
     "join",
     "pack",
@@ -67,11 +64,7 @@ class Packed:
 
     def mask(self) -> Tensor:
         """Who sees whom: (n, n) bool, True where row attends to column."""
-        n = len(self.branch)
-        causal = torch.ones(n, n, dtype=torch.bool).tril()
-        same_sample = self.sample[:, None] == self.sample[None, :]
-        same = self.branch[:, None] == self.branch[None, :]
-        return causal & same_sample & (same | (self.branch[None, :] == -1))
+        return Segments(self.sample[None], self.branch[None]).dense()[0, 0]
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class PackedBatch:
     Attributes:
         input_ids: (B, n) int64.
         position_ids: (B, n) int64.
-        attention_mask: (B, 1, n, n) bool; padding sees itself only.
+        segments: Who sees whom; padding sees itself only.
         sources: (M,) int64 into B * n.
         targets: (M,) int64.
         rows: (M,) int64, number of the row in the batch.
@@ -91,35 +84,12 @@ class PackedBatch:
 
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor
+    segments: Segments
     sources: Tensor
     targets: Tensor
     rows: Tensor
     kinds: tuple[str, ...]
     tokens: int
-
-
-def decoder_mask(mask: Tensor, config: PretrainedConfig, dtype: torch.dtype) -> Tensor:
-    """A boolean mask in the form that a text model's attention takes.
-
-    Args:
-        mask (Tensor): (B, 1, n, n) bool, True where a row attends to a column.
-        config: The text model's configuration, which names its attention.
-        dtype: Floating type of the hidden states.
-
-    Raises:
-        UsageError: The attention takes no mask of its own, such as flash attention.
-    """
-    backend = attention_backend(config)
-    if not backend.takes_mask:
-        raise UsageError(
-            f"attention {backend.name!r} takes no 4-D mask, which packed questions need; "
-            "use attn_implementation='sdpa'"
-        )
-    if backend.mask == "bool":
-        return mask
-    lowest = torch.finfo(dtype).min
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, lowest)
 
 
 def pack(rows: Sequence[Row]) -> Packed:
@@ -133,7 +103,7 @@ def pack(rows: Sequence[Row]) -> Packed:
     prefix = shared_prefix(rows)
     ids = rows[0].input_ids[:prefix]
     positions = list(range(prefix))
-    branch = [-1] * prefix
+    branch = [PREFIX] * prefix
     sources: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
@@ -208,15 +178,17 @@ def batch_packed(samples: Sequence[Packed], pad_id: int) -> PackedBatch:
     length = max(len(sample.input_ids) for sample in samples)
     ids = torch.full((len(samples), length), pad_id)
     positions = torch.zeros(len(samples), length, dtype=torch.int64)
+    branch = torch.full((len(samples), length), PREFIX)
     # padding attends to itself: a row without any column would be NaN
-    mask = torch.eye(length, dtype=torch.bool).repeat(len(samples), 1, 1)
+    sample_of = (-1 - torch.arange(length)).repeat(len(samples), 1)
     sources, targets, owners = [], [], []
     kinds: list[str] = []
     for number, sample in enumerate(samples):
         n = len(sample.input_ids)
         ids[number, :n] = sample.input_ids
         positions[number, :n] = sample.position_ids
-        mask[number, :n, :n] = sample.mask()
+        branch[number, :n] = sample.branch
+        sample_of[number, :n] = sample.sample
         sources.append(sample.sources + number * length)
         targets.append(sample.targets)
         owners.append(sample.rows + len(kinds))
@@ -224,7 +196,7 @@ def batch_packed(samples: Sequence[Packed], pad_id: int) -> PackedBatch:
     return PackedBatch(
         ids,
         positions,
-        mask.unsqueeze(1),
+        Segments(sample_of, branch),
         torch.cat(sources),
         torch.cat(targets),
         torch.cat(owners),

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 from vistoken.core.errors import UsageError
 from vistoken.core.files import writing
 from vistoken.train.config import RunConfig, dump_config, parse_config
+from vistoken.train.log_file import append_record, read_records
 from vistoken.train.trained import write_atomically
 
 MODEL = "model"
@@ -23,19 +25,27 @@ METRICS = "metrics.jsonl"
 DONE = "done.json"
 _CONFIG = "config.yaml"
 _RUN = "run.json"
+_CHANGES = "changes.jsonl"
 # changing these does not change what is learned
 _FREE = (
-    "log_every",
-    "save_every",
+    "cache",
     "keep",
-    "retrieval_every",
-    "retrieval_images",
+    "keep_best",
+    "log_every",
     "minutes",
     "report_to",
+    "retrieval_every",
+    "retrieval_images",
+    "save_every",
+    "validate_every",
+    "validation",
+    "validation_samples",
 )
+# a checkpoint of something else: these decide which tensors there are
+_FIXED = ("recipe", "start", "objective", "train", "r", "targets", "quantization")
 
 
-def claim(config: RunConfig, resume: bool) -> None:
+def claim(config: RunConfig, resume: bool, allow_changes: bool = False) -> None:
     """Make the run's folder, or check that it belongs to this configuration.
 
     Raises:
@@ -43,10 +53,10 @@ def claim(config: RunConfig, resume: bool) -> None:
         MachineError: It cannot be written.
     """
     with writing(config.output):
-        _claim(config, resume)
+        _claim(config, resume, allow_changes)
 
 
-def _claim(config: RunConfig, resume: bool) -> None:
+def _claim(config: RunConfig, resume: bool, allow_changes: bool) -> None:
     path = config.output / _CONFIG
     if path.is_file():
         if not resume:
@@ -56,16 +66,40 @@ def _claim(config: RunConfig, resume: bool) -> None:
             )
         # read through the schema: a field that an older version did not write has its default
         before = parse_config(yaml.safe_load(path.read_text("utf-8")), str(path))
-        changed = _differences(_plain(before), _plain(config))
-        if changed:
-            raise UsageError(
-                f"the run in {config.output} was started with another configuration: "
-                f"{'; '.join(changed[:5])}. Undo the change or choose another output"
-            )
+        _check_changes(config, _differences(_plain(before), _plain(config)), allow_changes)
     elif config.output.exists() and any(config.output.iterdir()):
         raise UsageError(f"{config.output} is not empty and holds no run; choose another output")
     config.output.mkdir(parents=True, exist_ok=True)
     write_atomically(path, dump_config(config).encode())
+
+
+def _check_changes(config: RunConfig, changed: list[str], allowed: bool) -> None:
+    if not changed:
+        return
+    said = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+    begun = f"the run in {config.output} was started with another configuration: {said}"
+    fixed = [line for line in changed if _is_fixed(line.partition(" ")[0])]
+    if fixed and allowed:
+        raise UsageError(
+            f"{begun}. --allow-changes cannot bridge {fixed[0].partition(' ')[0]}: its checkpoints "
+            "hold other tensors; choose another output, and init to start from what is there"
+        )
+    if not allowed:
+        raise UsageError(
+            f"{begun}. Undo the change, choose another output, or accept with --allow-changes that "
+            "the result will not be that of one uninterrupted run"
+        )
+    append_record(config.output / _CHANGES, {"time": time.time(), "changed": changed})
+
+
+def _is_fixed(place: str) -> bool:
+    return place.rpartition(".")[2] in _FIXED or place == "stages"
+
+
+def read_changes(output: Path) -> list[dict[str, Any]]:
+    """What was changed when the run was resumed, and when."""
+    path = output / _CHANGES
+    return read_records(path) if path.is_file() else []
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:
@@ -74,17 +108,17 @@ def _plain(config: RunConfig) -> dict[str, Any]:
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:
-    if place.rpartition(".")[2] in (*_FREE, "cache"):
+    """Each difference as ``place was this, is that``; stages are addressed by their names."""
+    if place.rpartition(".")[2] in _FREE:
         return []
+    if place == "stages":
+        names = [[stage["name"] for stage in stages] for stages in (old, new)]
+        if names[0] != names[1]:
+            return [f"stages was {', '.join(names[0])}, is {', '.join(names[1])}"]
+        old, new = ({stage["name"]: stage for stage in stages} for stages in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new})
+        keys = [*old, *(key for key in new if key not in old)]
         inner = [_differences(old.get(k), new.get(k), f"{place}.{k}".strip(".")) for k in keys]
-        return [line for lines in inner for line in lines]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        inner = [
-            _differences(a, b, f"{place}.{i}")
-            for i, (a, b) in enumerate(zip(old, new, strict=True))
-        ]
         return [line for lines in inner for line in lines]
     return [] if old == new else [f"{place} was {old}, is {new}"]
 

@@ -13,6 +13,8 @@ GroupName = Literal["vision", "connector", "spatial", "mechanisms", "language"]
 TooLong = Literal["error", "drop-turns", "drop-sample"]
 Quantization = Literal["int8", "nf4"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
+Attention = Literal["sdpa", "flex"]
+_METRIC = r"^((val/)?(loss|exact/.+)|retrieval/(names|colours|loss))$"
 GROUP_NAMES: tuple[GroupName, ...] = (
     "vision",
     "connector",
@@ -66,7 +68,8 @@ class StageConfig(_Strict):
 
     Args:
         name: Unique in the run; names the stage's folder.
-        objective: ``next-token``, or ``name-alignment`` (stage 0, no language-model pass).
+        objective: ``next-token``, ``name-alignment`` (stage 0, no language-model pass), or another
+            registered part of kind ``objective``.
         needs: Stage whose weights this one starts from; it must be done before.
         template: Chat template of this stage; the recipe's own when None.
         labels: What is supervised: ``exact`` is every answer with its terminator; ``official`` are
@@ -101,7 +104,13 @@ class StageConfig(_Strict):
         temperature: Of the alignment's softmax.
         log_every: Steps between metric lines.
         save_every: Steps between checkpoints.
-        keep: Checkpoints that are kept.
+        keep: Checkpoints that are kept, the latest ones.
+        keep_best: Metric whose best checkpoint is kept beside them: ``loss``, ``exact/KIND``,
+            their ``val/`` forms, or ``retrieval/names``; the least of a loss, the most of others.
+        finish: What the stage ends with: its ``last`` weights, or those of the ``best`` checkpoint.
+        validate_every: Steps between losses on the run's ``validation`` files; 0 never (a
+            ``keep_best`` of ``val/`` is computed for every checkpoint).
+        validation_samples: Samples of a validation, from the beginning of the files.
         retrieval_every: Steps between name retrievals from the connector's output; 0 never.
         retrieval_images: Images of a name retrieval.
     """
@@ -136,6 +145,10 @@ class StageConfig(_Strict):
     log_every: int = Field(default=10, ge=1)
     save_every: int = Field(default=500, ge=1)
     keep: int = Field(default=2, ge=1)
+    keep_best: str | None = Field(default=None, pattern=_METRIC)
+    finish: Literal["last", "best"] = "last"
+    validate_every: int = Field(default=0, ge=0)
+    validation_samples: int = Field(default=64, ge=1)
     retrieval_every: int = Field(default=0, ge=0)
     retrieval_images: int = Field(default=32, ge=1)
 
@@ -150,6 +163,8 @@ class StageConfig(_Strict):
                 raise ValueError(f"groups.{name}.quantization needs train: lora")
         if all(group.train == "frozen" for group in self.groups.values()):
             raise ValueError("every part is frozen; set train: full or lora for one of groups")
+        if self.finish == "best" and self.keep_best is None:
+            raise ValueError("finish: best needs keep_best, the metric to judge by")
         self._check_objective()
         return self
 
@@ -171,6 +186,16 @@ class StageConfig(_Strict):
         """Settings of a part; frozen when the stage does not name it."""
         return self.groups.get(name, GroupConfig())
 
+    @property
+    def needs_validation(self) -> bool:
+        """Whether a loss on held-out rows is asked for."""
+        return self.validate_every > 0 or (self.keep_best or "").startswith("val/")
+
+    @property
+    def needs_probe(self) -> bool:
+        """Whether names are to be read off the connector's output."""
+        return self.retrieval_every > 0 or (self.keep_best or "").startswith("retrieval/")
+
 
 class RunConfig(_Strict):
     """A training run.
@@ -180,7 +205,7 @@ class RunConfig(_Strict):
         start: From the recipe's parts with ``new`` weights of ours, or from the ``trained`` weights
             that come with the package. A checkpoint directory's own are always gone on from.
         data: Files of the messages schema (``.jsonl``), or LLaVA's lists (``.json``).
-        validation: Files to read name retrievals from, never trained on.
+        validation: Files for validation losses and name retrievals, never trained on.
         image_root: Folder of the image paths; each data file's own when None.
         output: Folder of the run.
         seed: Seed of the data order and of new weights.
@@ -188,6 +213,8 @@ class RunConfig(_Strict):
         cache: Folder of the feature cache; None encodes every time.
         precision: Arithmetic of the language model and connector; ``auto`` is bfloat16 where the
             hardware computes in it.
+        attention: Attention function of the language model, ``sdpa`` or ``flex`` (CUDA only, for
+            packed rows); None keeps the one that the model was loaded with.
         on_bad_sample: A faulty row or picture is an ``error``, or ``skip`` reports and counts it.
         report_to: Trackers beside ``metrics.jsonl``, none by default; ``wandb`` and ``trackio``
             may use the network as their own settings say.
@@ -204,6 +231,7 @@ class RunConfig(_Strict):
     init: Path | None = None
     cache: Path | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    attention: Attention | None = None
     on_bad_sample: Literal["error", "skip"] = "error"
     report_to: tuple[Tracker, ...] = ()
     stages: tuple[StageConfig, ...] = Field(min_length=1)
@@ -213,6 +241,9 @@ class RunConfig(_Strict):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"two stages have one name: {', '.join(names)}")
+        for stage in self.stages:
+            if stage.needs_validation and not self.validation:
+                raise ValueError(f"stage {stage.name!r} validates, which needs validation files")
         adapted = [s.group("language") for s in self.stages if s.group("language").train == "lora"]
         if len({group.quantization for group in adapted}) > 1:
             raise ValueError(

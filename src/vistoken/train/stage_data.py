@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vistoken.core.errors import DataError
-from vistoken.data.reading import BadSamples
+from vistoken.data.bad_samples import BadSamples
 from vistoken.models.images import open_image
 from vistoken.train.alignment import NameSpace, scenes_file, vocabulary
 from vistoken.train.cache import FeatureCache
 from vistoken.train.examples import ScenePicture, read_pictures
-from vistoken.train.objectives import StageItems, find_objective
+from vistoken.train.feeds import FEEDS, Feed
+from vistoken.train.objectives import find_objective
 from vistoken.train.settings import RunConfig, StageConfig
 
 if TYPE_CHECKING:
@@ -29,15 +31,56 @@ def stage_files(config: RunConfig, stage: StageConfig) -> tuple[tuple[Path, ...]
     return files, config.image_root if stage.image_root is None else stage.image_root
 
 
-def stage_items(config: RunConfig, stage: StageConfig, bad: BadSamples) -> StageItems:
-    """What a stage draws batches from, and every picture in it."""
+@dataclass(frozen=True)
+class StageData:
+    """Everything that a stage reads.
+
+    Attributes:
+        items: One entry per sample of the data loader.
+        images: Every picture in them, hardly one more than once.
+        lengths: Grouping length of each item; empty where unknown.
+        held_out: Samples of the validation.
+        held_out_images: Every picture in those.
+        probe: Annotated pictures whose names are read off the connector's output now and then.
+    """
+
+    items: Sequence[Any]
+    images: Sequence[Path]
+    lengths: Sequence[int]
+    held_out: Sequence[Any]
+    held_out_images: list[Path]
+    probe: list[ScenePicture]
+
+    @property
+    def measured_images(self) -> list[Path]:
+        """Every picture that is measured on rather than trained on."""
+        return [*self.held_out_images, *(picture.image for picture in self.probe)]
+
+    @property
+    def named(self) -> list[ScenePicture]:
+        """Annotated pictures among what is held out."""
+        scenes = [item for item in self.held_out if isinstance(item, ScenePicture)]
+        return [*self.probe, *scenes]
+
+
+def read_stage(config: RunConfig, stage: StageConfig, bad: BadSamples) -> StageData:
+    """Read what a stage draws batches from, and what it is measured on."""
+    feed: Feed = FEEDS[find_objective(stage.objective).rows]
     files, root = stage_files(config, stage)
-    return find_objective(stage.objective).read(files, root, stage, bad)
+    read = feed.read(files, root, stage, bad)
+    held_out: Sequence[Any] = ()
+    held_out_images: list[Path] = []
+    if stage.needs_validation:
+        # held-out rows are measured on, so none may be passed over
+        found = feed.read(config.validation, config.image_root, stage, BadSamples("error"))
+        held_out = [found.items[n] for n in range(min(len(found.items), stage.validation_samples))]
+        held_out_images = feed.images(held_out)
+    probe = _probe_pictures(config, stage)
+    return StageData(read.items, read.images, read.lengths, held_out, held_out_images, probe)
 
 
-def probe_pictures(config: RunConfig, stage: StageConfig) -> list[ScenePicture]:
-    """Annotated pictures whose names are read off the connector's output now and then."""
-    if not stage.retrieval_every:
+def _probe_pictures(config: RunConfig, stage: StageConfig) -> list[ScenePicture]:
+    if not stage.needs_probe:
         return []
     files = config.validation or config.data
     return read_pictures(files, config.image_root)[: stage.retrieval_images]
@@ -48,14 +91,14 @@ def name_space(
     stage: StageConfig,
     model: VistokenForConditionalGeneration,
     processor: VistokenProcessor,
-    probe: Sequence[ScenePicture],
+    others: Sequence[ScenePicture],
 ) -> NameSpace | None:
     """The words of a stage's annotations; None when nothing asks for them."""
-    if not find_objective(stage.objective).needs_names and not probe:
+    if not find_objective(stage.objective).needs_names and not others:
         return None
     files, root = stage_files(config, stage)
     annotated = [path for path in files if scenes_file(path).is_file()]
-    pictures = [*read_pictures(annotated, root), *probe]
+    pictures = [*read_pictures(annotated, root), *others]
     words = vocabulary([picture.scene for picture in pictures])
     return NameSpace(model, processor.tokenizer, words, stage.temperature)
 

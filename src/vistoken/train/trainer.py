@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from vistoken.core.errors import DataError
+from vistoken.core.objectives import Clock, StepLoss
 from vistoken.data.sampling import ModalityLengthSampler
 from vistoken.train.alignment import NameSpace
 from vistoken.train.arguments import schedule, training_arguments
@@ -23,11 +23,18 @@ from vistoken.train.checkpoints import AtomicCheckpoints
 from vistoken.train.data_time import TimedData
 from vistoken.train.distributed import run_through
 from vistoken.train.examples import Items, ScenePicture
+from vistoken.train.feeds import FEEDS
+from vistoken.train.finite import FiniteSteps, NamedBatches
 from vistoken.train.groups import optimizer_groups
+from vistoken.train.held_out import HeldOut
+from vistoken.train.interrupts import StopOnSignal
 from vistoken.train.left_out import LEFT_OUT, LeftOutLog, RecordsLeftOut
-from vistoken.train.metrics import JsonLines, Meter, Progress, peak_memory
-from vistoken.train.objectives import StepLoss, find_objective
+from vistoken.train.log_file import JsonLines
+from vistoken.train.metrics import Meter, Progress, peak_memory
+from vistoken.train.microbatch import TrainBatch
+from vistoken.train.objectives import find_objective
 from vistoken.train.probe import NameProbe
+from vistoken.train.resuming import CurrentSettings
 from vistoken.train.samples import SceneCollator
 from vistoken.train.settings import StageConfig
 from vistoken.train.trained import (
@@ -37,6 +44,7 @@ from vistoken.train.trained import (
     write_atomically,
     write_trained,
 )
+from vistoken.train.validation import Validation
 
 if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration
@@ -55,7 +63,9 @@ __all__ = [
 _SESSION = "session.json"
 
 
-class VistokenTrainer(AtomicCheckpoints, TimedData, RecordsLeftOut, Trainer):
+class VistokenTrainer(
+    AtomicCheckpoints, FiniteSteps, CurrentSettings, TimedData, RecordsLeftOut, Trainer
+):
     """Trains one stage.
 
     Args:
@@ -70,6 +80,7 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, RecordsLeftOut, Trainer):
         probe_collate: Makes a batch of them.
         lengths: Grouping length of each item, for ``order: modality-length``.
         left_out: Where samples that are not trained on are recorded; beside the metrics when None.
+        held_out: Samples like ``items``, for validation.
     """
 
     optimizer: Any
@@ -88,23 +99,33 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, RecordsLeftOut, Trainer):
         probe_collate: SceneCollator | None = None,
         lengths: Sequence[int] = (),
         left_out: LeftOutLog | None = None,
+        held_out: Sequence[Any] = (),
     ) -> None:
         self.stage = stage
-        self.objective = find_objective(stage.objective)(names)
+        self.keep_best = stage.keep_best
+        objective = find_objective(stage.objective)
+        self.objective = objective(names)
+        validation = Validation(objective(names), held_out, collate, stage.images_per_step)
+        probe_names = NameProbe(names, probe, probe_collate)
+        self.held_out = HeldOut(
+            {
+                "retrieval": lambda: probe_names(self.model),
+                "val": lambda: validation(self.model, self._clock()),
+            }
+        )
         self.meter = Meter()
-        self.probe = NameProbe(names, probe, probe_collate)
         self.lengths = lengths
         self.left_out = left_out or LeftOutLog(metrics.with_name(LEFT_OUT), stage.name)
         self.progress = Progress(stage.name)
-        self._probed = 0  # step of the last name retrieval
+        self.interrupt = StopOnSignal()
         self._elapsed_before = 0.0
         self._began = time.perf_counter()
         super().__init__(
             model=model,
             args=args,
             train_dataset=Items(items),
-            data_collator=collate,
-            callbacks=[self.progress, JsonLines(metrics, stage.name)],
+            data_collator=NamedBatches(collate, FEEDS[objective.rows].names),
+            callbacks=[self.progress, JsonLines(metrics, stage.name), self.interrupt],
         )
         self.remove_callback(PrinterCallback)
         # With tokens the Trainer counts a step's targets and leaves the division to compute_loss;
@@ -155,12 +176,7 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, RecordsLeftOut, Trainer):
         self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One micro-batch; stops the stage when its time is over."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise DataError(
-                f"stage {self.stage.name!r}: the loss is {loss.item()} at step "
-                f"{self.state.global_step}; lower the learning rate or look at the batch"
-            )
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.stage.minutes is not None and self.elapsed > 60 * self.stage.minutes:
             self.control.should_training_stop = True
         return loss
@@ -174,9 +190,8 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, RecordsLeftOut, Trainer):
     ) -> Any:
         """Loss of a micro-batch, as its step's average needs it."""
         # through the wrapper, which exchanges the gradients; past it every process trains alone
-        step: StepLoss = run_through(
-            model, self.model, lambda: self.objective.loss(self.model, inputs, self.meter)
-        )
+        batch = TrainBatch(self.model, inputs, self.meter, self._clock())
+        step: StepLoss = run_through(model, self.model, lambda: self.objective.loss(batch))
         loss = step.mean if num_items_in_batch is None else self._share(step, num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
@@ -187,9 +202,9 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, RecordsLeftOut, Trainer):
         processes = self.accelerator.num_processes if summed else 1
         return step.mean * (step.targets * processes / max(float(targets_of_step), 1.0))
 
-    def retrieve_names(self) -> dict[str, float]:
-        """How often the connector's tokens of the probe pictures are nearest to the right word."""
-        return self.probe(self.model)
+    def _clock(self) -> Clock:
+        state = self.state
+        return Clock(state.global_step, state.max_steps, float(state.epoch or 0.0))
 
     # -- reports -----------------------------------------------------------------------------
 
@@ -201,17 +216,8 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, RecordsLeftOut, Trainer):
             logs["peak_memory_mb"] = peak_memory() / 1e6
             logs["eta_s"] = self._eta()
             logs["elapsed_s"] = self.elapsed
-            if self._probe_is_due():
-                logs.update(self.retrieve_names())
+            logs |= self.held_out.due(self.stage, self.state.global_step)
         super().log(logs, start_time)
-
-    def _probe_is_due(self) -> bool:
-        """Whether a multiple of ``retrieval_every`` was passed since the last probe."""
-        every, step = self.stage.retrieval_every, self.state.global_step
-        if not every or step // every == self._probed // every:
-            return False
-        self._probed = step
-        return True
 
     def _eta(self) -> float:
         seconds = self.progress.eta(self.state)
@@ -221,6 +227,11 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, RecordsLeftOut, Trainer):
 
     # -- checkpoints -------------------------------------------------------------------------
 
+    def checkpoint_score(self, metric: str) -> float | None:
+        """A metric of the weights that are being saved."""
+        found = self.held_out.find(metric, self.state.global_step)
+        return super().checkpoint_score(metric) if found is None else found
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write what is trained, not the frozen weights."""
         folder = Path(output_dir or self.args.output_dir)
@@ -228,6 +239,7 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, RecordsLeftOut, Trainer):
         write_trained(self.model, folder / TRAINED)
         session = {
             "elapsed": self.elapsed,
+            "logged": self.held_out.logged,
             "meter": self.meter.state(),
             "left_out": self.left_out.state(),
         }
@@ -241,6 +253,7 @@ class VistokenTrainer(AtomicCheckpoints, TimedData, RecordsLeftOut, Trainer):
         read_trained(self.model, folder / TRAINED)
         session = json.loads((folder / _SESSION).read_text(encoding="utf-8"))
         self._elapsed_before = session["elapsed"]
+        self.held_out.logged = session.get("logged", 0)
         self._began = time.perf_counter()
         self.meter.load(session["meter"])
         self.left_out.load(session["left_out"])

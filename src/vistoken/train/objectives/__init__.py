@@ -1,27 +1,24 @@
-"""What stages can optimise, by the name that a recipe gives."""
+"""What stages can optimise: registered parts, by the name that a recipe gives."""
 
 from __future__ import annotations
 
-from vistoken.core.errors import UsageError, did_you_mean
-from vistoken.train.objectives.base import Objective, StageItems, StepLoss
-from vistoken.train.objectives.name_alignment import NameAlignment
-from vistoken.train.objectives.next_token import NextToken
-
-OBJECTIVES: dict[str, type[Objective]] = {
-    "next-token": NextToken,
-    "name-alignment": NameAlignment,
-}
+from vistoken.core.errors import UsageError
+from vistoken.core.objectives import Objective
+from vistoken.core.registry import load_part
 
 
 def find_objective(name: str) -> type[Objective]:
     """The objective of a name.
 
     Raises:
-        UsageError: There is none; near names are suggested.
+        UsageError: There is none (near names are suggested), or the part is no objective.
     """
-    if name not in OBJECTIVES:
-        raise UsageError(f"unknown objective {name!r}; {did_you_mean(name, list(OBJECTIVES))}")
-    return OBJECTIVES[name]
+    found = load_part("objective", name)
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise UsageError(
+            f"objective part {name!r} is not a subclass of vistoken.core.objectives.Objective"
+        )
+    return found
 
 
-__all__ = ["OBJECTIVES", "Objective", "StageItems", "StepLoss", "find_objective"]
+__all__ = ["find_objective"]

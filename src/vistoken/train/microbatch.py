@@ -1,0 +1,81 @@
+"""A micro-batch as objectives see it: ways to run the model, counted in the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vistoken.core.objectives import Clock, StepLoss, TargetStates
+from vistoken.models.decoder import aux_loss
+from vistoken.train.encoders import encode_pictures
+from vistoken.train.loss import chunk_rows, summed_cross_entropy
+from vistoken.train.masks import decoder_mask
+from vistoken.train.metrics import Meter
+from vistoken.train.packing import PackedBatch
+
+if TYPE_CHECKING:
+    from vistoken.models.modeling import VistokenForConditionalGeneration
+
+
+@dataclass
+class TrainBatch:
+    """One micro-batch of a stage; implements :class:`vistoken.core.objectives.MicroBatch`.
+
+    Args:
+        model: The model.
+        inputs: What the collator made.
+        meter: Counts for the metrics.
+        clock: How far the stage is.
+    """
+
+    model: VistokenForConditionalGeneration
+    inputs: Mapping[str, Any]
+    meter: Meter
+    clock: Clock
+    visual: int = 0
+
+    def states(self) -> TargetStates | None:
+        """Run the model on the packed conversations."""
+        batch: PackedBatch | None = self.inputs["batch"]
+        if batch is None:  # every sample of the micro-batch was dropped
+            return None
+        core = self.model.model
+        embedding: Any = core.get_input_embeddings()
+        table: Tensor = embedding.weight
+        device = table.device
+        mask = decoder_mask(batch.segments, core.language_model.config, table.dtype, device)
+        features = encode_pictures(self.model, self.inputs["pictures"])
+        outputs = core(
+            input_ids=batch.input_ids.to(device),
+            position_ids=batch.position_ids.to(device),
+            attention_mask=mask,
+            mm_encoder_outputs=None if features is None else {"image": features},
+            use_cache=False,
+        )
+        hidden = outputs.last_hidden_state.flatten(0, 1)[batch.sources.to(device)]
+        self.visual = 0 if features is None else sum(len(rows) for rows in features.pooler_output)
+        return TargetStates(hidden, batch.targets.to(device), aux_loss(outputs.aux or {}))
+
+    def cross_entropy(self, states: TargetStates) -> StepLoss:
+        """Mean over the targets, plus the mechanisms' losses; predictions are counted."""
+        head: nn.Module = self.model.lm_head
+        rows = chunk_rows(self.model.config.text_config.vocab_size)
+        total, predicted = summed_cross_entropy(head, states.hidden, states.targets, rows)
+        self.meter.add(self.inputs["batch"], predicted, self.visual)
+        loss = total / len(states.targets)
+        if states.aux is not None:
+            loss = loss + states.aux
+        return StepLoss(loss, len(states.targets))
+
+    def nothing(self) -> StepLoss:
+        """A loss of 0 that every trained tensor has a (zero) gradient of, as on other ranks."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        return StepLoss(torch.stack([p.flatten()[0].float() * 0 for p in trained]).sum(), 0)
+
+    def count(self, questions: int, tokens: int, supervised: int, visual: int) -> None:
+        """Count questions and tokens."""
+        self.meter.count(questions, tokens, supervised, visual)
