@@ -73,7 +73,7 @@ class Connector(nn.Module):
             for prefix, maps in zip(prefixes, state.features, strict=True)
         ]
         for number, stage in enumerate(self.stages):
-            if number == self._project:  # decoder mechanisms may project them once more, themselves
+            if keep_features and number == self._project:
                 state.side = {**state.side, FEATURES: list(state.tokens)}
             state = stage(state)
         return state

@@ -60,29 +60,48 @@ def scatter_rows(mask: Tensor, inputs_embeds: Tensor, features: ImageFeatures) -
     return inputs_embeds.masked_scatter(mask.unsqueeze(-1), rows)
 
 
+def feature_rows(token_map: Tensor) -> Tensor:
+    """Rows (...) bool of a TokenMap (..., K) that stand for one encoder feature each.
+
+    Patches and the encoder's prefix tokens do. Learned rows (newlines, separators) and what a
+    connector makes (spatial, object, appended tokens) do not.
+    """
+    kind = TOKEN.get(token_map, "kind")
+    with_feature = (kind == TokenKind.VISUAL) | (kind == TokenKind.REGISTER)
+    return with_feature & (TOKEN.get(token_map, "learned") < 0)
+
+
 def slot_features(arrangement: Arrangement, features: list[Tensor]) -> Tensor:
-    """Encoder features of one medium in the order of its visual slots.
+    """Encoder features of one medium in the order of the slots that stand for them.
 
     Args:
         arrangement: The medium's predicted tokens.
         features: For each anchor view, (N, width), what entered the projection.
 
     Returns:
-        (N_i, width), one row per slot.
+        (N_i, width), one row per slot that :func:`feature_rows` names.
 
     Raises:
-        UsageError: If connector or layout do not make exactly one slot of each feature.
+        UsageError: The connector does not make one token of each feature, behind those of its own.
     """
-    counts = [len(view) for view in features]
-    order = arrangement.order
-    if list(arrangement.counts) != counts or bool((order < 0).any()) or len(order) != sum(counts):
-        raise UsageError(
-            "a decoder mechanism needs one visual slot per encoder feature, but connector and "
-            f"layout make {len(order)} slots of {sum(counts)} features; use the connector 'mlp' "
-            "without reduce or append, and the layout 'plain'."
-        )
     rows = torch.cat(features)
-    return rows[order.to(rows.device)]
+    kept = feature_rows(arrangement.token_map)
+    order = arrangement.order
+    counts = [len(view) for view in features]
+    own = [made - count for made, count in zip(arrangement.counts, counts, strict=True)]
+    ends = torch.tensor(arrangement.counts).cumsum(0)
+    view = torch.searchsorted(ends, order.clamp(min=0), right=True)
+    place = order - (ends - torch.tensor(counts))[view]  # among the view's features
+    fits = min(own, default=0) >= 0 and bool((kept == ((place >= 0) & (order >= 0))).all())
+    if not fits:
+        raise UsageError(
+            f"a decoder mechanism needs one visual token per encoder feature, but the connector "
+            f"makes {sum(arrangement.counts)} tokens of {sum(counts)} features; leave the 'reduce' "
+            "stages that change their number out of its chain."
+        )
+    starts = torch.tensor(counts).cumsum(0) - torch.tensor(counts)
+    chosen = (starts[view] + place)[kept]
+    return rows[chosen.to(rows.device)]
 
 
 def batch_token_map(

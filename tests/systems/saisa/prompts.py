@@ -39,8 +39,8 @@ class Prompts:
         return (self.mask == 1) & ~self.visual
 
     def side(self) -> dict[str, Any]:
-        """Side inputs, one view per image."""
-        return {FEATURES: [[image] for image in self.features]}
+        """Side inputs."""
+        return {FEATURES: self.features}
 
     def call(self, embedding: torch.nn.Module) -> dict[str, Any]:
         """Arguments of ``run_decoder``; visual slots hold numbers that must not matter."""

@@ -110,7 +110,7 @@ def test_a_second_image_may_come_to_a_filled_cache(gqa: Any) -> None:
                 attention_mask=whole.mask[:, :stop],
                 position_ids=whole.positions[:, start:stop],
                 token_map=table[:, start:stop],
-                side={FEATURES: [[whole.features[image]]]},
+                side={FEATURES: [whole.features[image]]},
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
@@ -224,7 +224,7 @@ def test_wrong_numbers_of_features_are_refused(gqa: Any) -> None:
         ([*prompts.features, prompts.features[0]], "image 2 has 0 visual tokens"),
     ):
         with pytest.raises(UsageError, match=message):
-            gqa(prompts, side={FEATURES: [[image] for image in wrong]})
+            gqa(prompts, side={FEATURES: wrong})
     with pytest.raises(UsageError, match="needs the encoder's features"):
         gqa(prompts, side={})
 
@@ -232,15 +232,14 @@ def test_wrong_numbers_of_features_are_refused(gqa: Any) -> None:
 def test_a_truncated_image_is_refused(gqa: Any) -> None:
     prompts = make_prompts([[3, -9, 5]], WIDTH)
     cut = {k: v[:, :8] for k, v in prompts.call(gqa.model.embed_tokens).items() if k != "side"}
-    with pytest.raises(UsageError, match="image 0 has 5 visual tokens .* no truncation"):
+    with pytest.raises(UsageError, match="image 0 has 5 visual tokens .* do not truncate"):
         gqa(prompts, **cut)
 
 
-def test_views_must_follow_each_other(gqa: Any) -> None:
-    prompts = make_prompts([[3, -9, 5]], WIDTH)
-    table = prompts.table.clone()
-    table[0, 3:12] = TOKEN.set(table[0, 3:12], view=torch.arange(9) % 2)
-    with pytest.raises(UsageError, match="layout 'plain'"):
+def test_images_must_stand_in_order(gqa: Any) -> None:
+    prompts = make_prompts([[3, -4, 2, -4, 5]], WIDTH)
+    table = TOKEN.set(prompts.table, media=1 - TOKEN.get(prompts.table, "media"))
+    with pytest.raises(UsageError, match="order of their features"):
         gqa(prompts, token_map=table)
 
 

@@ -58,7 +58,7 @@ def test_equals_the_release(golden: Path, name: str) -> None:
         stack=stack,
         inputs_embeds=torch.cat([embeds[:, :start], hole, embeds[:, start:]], dim=1),
         token_map=table,
-        side={FEATURES: [[image] for image in tensors["clip_features"]]},
+        side={FEATURES: list(tensors["clip_features"])},
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state

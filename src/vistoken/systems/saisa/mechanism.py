@@ -27,9 +27,10 @@ from vistoken.models.decoder import (
     MechanismContext,
     SequenceState,
 )
+from vistoken.models.scatter import feature_rows
 from vistoken.systems.saisa.config import SaisaConfig
 from vistoken.systems.saisa.projectors import LayerProjectors
-from vistoken.systems.saisa.spans import check_slots, feature_rows, media_counts
+from vistoken.systems.saisa.spans import check_slots
 from vistoken.systems.saisa.visual_kv import VISUAL_KV, VisualKV, ready
 
 SLOT = "saisa/slot"
@@ -124,19 +125,17 @@ class Saisa(nn.Module, BaseMechanism, Convertible):
         if not bool(rows.any()):
             return state
         images: list[VisualKV] | None = state.side.get(VISUAL_KV)
-        views = state.side.get(FEATURES)
-        if images is None and views is None:
+        encoded: list[Tensor] | None = state.side.get(FEATURES)
+        media = encoded if images is None else images
+        if media is None:
             raise UsageError(
                 "saisa needs the encoder's features beside the visual tokens; pass what "
                 "get_image_features returned as a whole, with its side outputs"
             )
-        counts = [len(i) for i in images] if images is not None else media_counts(views or [])
-        check_slots(state.token_map, rows, counts)
+        check_slots(state.token_map, rows, [len(medium) for medium in media])
         number = rows.flatten().cumsum(0).view_as(rows) - 1
         slots = torch.where(rows, number, -1)
-        features = None
-        if images is None:
-            features = torch.cat([view for medium in views or [] for view in medium])
+        features = torch.cat(encoded) if images is None and encoded is not None else None
         call = _Call(slots, rows, ~rows & state.valid, features, images)
         return replace(
             state, extra={**state.extra, SLOT: slots}, side={**state.side, _CALL: call}

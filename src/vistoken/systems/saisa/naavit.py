@@ -17,8 +17,8 @@ from vistoken.models.decoder import (
     MechanismContext,
     SequenceState,
 )
+from vistoken.models.scatter import feature_rows
 from vistoken.systems.saisa.config import NaavitConfig
-from vistoken.systems.saisa.spans import feature_rows
 
 ROWS = "naavit/visual"
 """Key in the state's ``extra``: (B, n) bool, the visual rows."""

@@ -57,7 +57,7 @@ def precompute_visual_kv(
             "precompute_visual_kv needs the encoder's features; pass what get_image_features "
             "returned as a whole"
         )
-    images = [torch.cat(list(views)) for views in side[FEATURES]]
+    images: list[Tensor] = side[FEATURES]
     return ImageFeatures(
         pooler_output=features.pooler_output,
         token_map=features.token_map,
@@ -84,7 +84,7 @@ def _visual_kv(
     language_model: Any = model.model.language_model
     like = next(language_model.parameters())
     layers: list[ReadyKV] = [
-        project_kv(layer, saisa.project(number, features).to(like))
-        for number, layer in enumerate(language_model.layers)
+        project_kv(language_model, layer, saisa.project(layer, features).to(like))
+        for layer in range(language_model.config.num_hidden_layers)
     ]
     return VisualKV(tuple(kv.keys for kv in layers), tuple(kv.values for kv in layers))
