@@ -13,6 +13,7 @@ from vistoken import __version__
 from vistoken.cli import chat, data, doctor, inspect, listing, merge, prune, train
 from vistoken.cli.console import fail, show_traceback
 from vistoken.cli.convert import app as convert_app
+from vistoken.cli.eval import app as eval_app
 from vistoken.core.errors import MachineError, VistokenError
 
 INTERRUPTED = 130
@@ -38,6 +39,7 @@ app.command("chat")(chat.chat)
 app.command("train")(train.train)
 app.command("merge")(merge.merge)
 app.command("prune")(prune.prune)
+app.add_typer(eval_app, name="eval")
 app.add_typer(convert_app, name="convert")
 app.add_typer(inspect.app, name="inspect")
 app.add_typer(data.app, name="data")
