@@ -134,7 +134,7 @@ def _key_source(plan: LayerPlan, hidden: Tensor, number: int) -> Tensor:
         if not isinstance(inject.source, ReadyKV):
             rows = inject.source(number).to(hidden.dtype)
             _require_count(inject, rows.shape[0], number)
-            places = torch.nonzero(inject.rows.flatten()).flatten()
+            places = torch.nonzero(inject.rows.flatten()).flatten().to(hidden.device)
             hidden = hidden.flatten(0, 1).index_copy(0, places, rows).view_as(hidden)
     return hidden
 
@@ -193,7 +193,7 @@ def _rotated(call: LayerCall, query: Tensor, keys: Tensor) -> tuple[Tensor, Tens
 
 def rotate(states: Tensor, rotation: Rotation) -> Tensor:
     """Rotate states (B, heads, rows, E) by tables (B or 1, rows, E)."""
-    cos, sin = (table[:, None].to(states.dtype) for table in rotation)
+    cos, sin = (table[:, None].to(states) for table in rotation)
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat([-second, first], dim=-1) * sin
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from vistoken.core.errors import UsageError
 from vistoken.models.decoder.families import LayerModules
 from vistoken.models.decoder.plan import LayerPlan
-from vistoken.models.decoder.rows import flat_add
 
 
 def feed_forward(parts: LayerModules, plan: LayerPlan, hidden: Tensor) -> Tensor:
@@ -27,7 +27,8 @@ def feed_forward(parts: LayerModules, plan: LayerPlan, hidden: Tensor) -> Tensor
     rows = plan.query_rows if plan.ffn_rows is None else plan.ffn_rows
     if rows is None and not plan.ffn_channels:
         return hidden + parts.mlp(parts.post_norm(hidden))
-    everything = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    device = plan.ffn_channels[0].rows.device if rows is None else rows.device
+    everything = torch.ones(hidden.shape[:2], dtype=torch.bool, device=device)
     full = everything if rows is None else rows.expand_as(everything)
     pieces: list[tuple[Tensor, int | None]] = []
     for cut in plan.ffn_channels:
@@ -36,7 +37,8 @@ def feed_forward(parts: LayerModules, plan: LayerPlan, hidden: Tensor) -> Tensor
         full = full & ~cut.rows
     pieces.append((full, None))
     for chosen, channels in pieces:
-        picked = hidden[chosen]  # (N, D): only these rows are worked out
+        places = torch.nonzero(chosen.flatten()).flatten().to(hidden.device)
+        picked = hidden.flatten(0, 1)[places]  # (N, D): only these rows are worked out
         if len(picked) == 0:
             continue
         normed = parts.post_norm(picked)
@@ -45,7 +47,7 @@ def feed_forward(parts: LayerModules, plan: LayerPlan, hidden: Tensor) -> Tensor
             change = parts.mlp(normed[None])[0]
         else:
             change = _first_channels(parts, normed, channels)
-        hidden = flat_add(hidden, chosen, change)
+        hidden = hidden.flatten(0, 1).index_add(0, places, change).view_as(hidden)
     return hidden
 
 
@@ -62,47 +64,53 @@ def _first_channels(parts: LayerModules, rows: Tensor, channels: int) -> Tensor:
 
 
 def _first_outputs(linear: nn.Module, rows: Tensor, channels: int, number: int) -> Tensor:
-    if isinstance(linear, LoraLinear):
-        output = _first_outputs(linear.base_layer, rows, channels, number)
-        for down, up, scale, dropout in _adapters(linear):
-            inner = F.linear(dropout(rows.to(down.dtype)), down)
-            output = output + scale * F.linear(inner, up[:channels]).to(output.dtype)
-        return output
-    weight, bias = _plain(linear, number)
-    return F.linear(rows, weight[:channels], None if bias is None else bias[:channels])
+    if type(linear) is nn.Linear:
+        bias = None if linear.bias is None else linear.bias[:channels]
+        return F.linear(rows, linear.weight[:channels], bias)
+    adapted = _adapted(linear, number)
+    output = _first_outputs(adapted.base, rows, channels, number)
+    for down, up, scale, dropout in adapted.adapters:
+        inner = F.linear(dropout(rows.to(down.dtype)), down)
+        output = output + scale * F.linear(inner, up[:channels]).to(output.dtype)
+    return output
 
 
 def _from_first_inputs(linear: nn.Module, rows: Tensor, channels: int, number: int) -> Tensor:
-    if isinstance(linear, LoraLinear):
-        output = _from_first_inputs(linear.base_layer, rows, channels, number)
-        for down, up, scale, dropout in _adapters(linear):
-            inner = F.linear(dropout(rows.to(down.dtype)), down[:, :channels])
-            output = output + scale * F.linear(inner, up).to(output.dtype)
-        return output
-    weight, bias = _plain(linear, number)
-    return F.linear(rows, weight[:, :channels], bias)
+    if type(linear) is nn.Linear:
+        return F.linear(rows, linear.weight[:, :channels], linear.bias)
+    adapted = _adapted(linear, number)
+    output = _from_first_inputs(adapted.base, rows, channels, number)
+    for down, up, scale, dropout in adapted.adapters:
+        inner = F.linear(dropout(rows.to(down.dtype)), down[:, :channels])
+        output = output + scale * F.linear(inner, up).to(output.dtype)
+    return output
 
 
-def _plain(linear: nn.Module, number: int) -> tuple[Tensor, Tensor | None]:
-    if type(linear) is not nn.Linear:
+class _Adapted(NamedTuple):
+    """A linear layer under LoRA: its base, and (down, up, factor, dropout) of each adapter."""
+
+    base: nn.Module
+    adapters: list[tuple[Tensor, Tensor, float, nn.Module]]
+
+
+def _adapted(linear: nn.Module, number: int) -> _Adapted:
+    # only models that carry adapters pay for loading their library
+    from peft.tuners.lora import Linear as LoraLinear
+
+    if not isinstance(linear, LoraLinear):
         raise UsageError(
             f"the FFN of layer {number} consists of {type(linear).__name__}, whose channels "
             "cannot be cut; load the language model without quantization."
         )
-    return linear.weight, linear.bias
-
-
-def _adapters(linear: LoraLinear) -> list[tuple[Tensor, Tensor, float, nn.Module]]:
-    """Matrices (down, up), factor and dropout of each active adapter of a LoRA layer."""
-    if linear.disable_adapters or linear.merged:
-        return []
-    return [
+    names = [] if linear.disable_adapters or linear.merged else linear.active_adapters
+    adapters = [
         (
             linear.lora_A[name].weight,
             linear.lora_B[name].weight,
             linear.scaling[name],
             linear.lora_dropout[name],
         )
-        for name in linear.active_adapters
+        for name in names
         if name in linear.lora_A
     ]
+    return _Adapted(linear.base_layer, adapters)

@@ -45,13 +45,13 @@ def scale_values(
         )
     factors = keep.to(values.dtype)
     if keep.shape[1] == 1 or groups == 1:
-        return keys, values * factors[..., None], groups
+        return keys, values * factors[..., None].to(values.device), groups
     grouped = factors.unflatten(1, (shared, groups))  # (B, G, groups, k)
     if bool((grouped == grouped[:, :, :1]).all()):
-        return keys, values * grouped[:, :, 0, :, None], groups
+        return keys, values * grouped[:, :, 0, :, None].to(values.device), groups
     keys = keys.repeat_interleave(groups, dim=1)
     values = values.repeat_interleave(groups, dim=1)
-    return keys, values * factors[..., None], 1
+    return keys, values * factors[..., None].to(values.device), 1
 
 
 def kept_heads(
@@ -69,7 +69,7 @@ def kept_heads(
         UsageError: If the factors do not fit.
     """
     if dead is not None:
-        output = output.masked_fill(dead.transpose(1, 2), 0)
+        output = output.masked_fill(dead.transpose(1, 2).to(output.device), 0)
     if keep is None:
         return output
     batch, rows, heads, _ = output.shape
@@ -86,7 +86,7 @@ def kept_heads(
         )
     if queries is not None and keep.shape[2] > 1:
         keep = queries.gather(keep, dim=2)
-    return output * keep.transpose(1, 2)[..., None].to(output.dtype)
+    return output * keep.transpose(1, 2)[..., None].to(output)
 
 
 def expand_heads(states: Tensor, heads: int) -> Tensor:

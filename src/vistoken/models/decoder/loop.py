@@ -136,14 +136,14 @@ def _run_layers(
         cache=past_key_values,
     )
     state = _begin(stack, state)
-    rotary, rotary_of = model.rotary_emb(state.hidden, state.position_ids), state.position_ids
+    rotary, rotary_of = _rotary(model, state), state.position_ids
     runner = LayerRunner(model.config.model_type, masks, past_key_values, use_cache, kwargs)
     # like the stock loop, stop at the configured number of layers
     for number, (layer, pattern) in enumerate(zip(model.layers, patterns, strict=False)):
         state.layer = number
         state = stack.before_layer(number, state)
         if state.position_ids is not rotary_of:
-            rotary = model.rotary_emb(state.hidden, state.position_ids)
+            rotary = _rotary(model, state)
             rotary_of = state.position_ids
         plan = stack.plan(number, state)
         state.hidden = runner.run(layer, pattern, state, plan, rotary)
@@ -154,6 +154,14 @@ def _run_layers(
         past_key_values=past_key_values if use_cache else None,
         rows=_rows_of_call(state, started) if dropped else None,
     )
+
+
+def _rotary(model: _TextModel, state: SequenceState) -> tuple[Tensor, Tensor]:
+    # tables may lie on the CPU while the weights are on the meta device
+    tables: tuple[Tensor, Tensor] = model.rotary_emb(
+        state.hidden, state.position_ids.to(state.hidden.device)
+    )
+    return tables
 
 
 def make_cache(config: PretrainedConfig, stack: MechanismStack) -> Cache:

@@ -60,6 +60,26 @@ def to_additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(allowed, zero, torch.finfo(dtype).min)
 
 
+def widen(base: Tensor, mask_or: Tensor, layer: int) -> Tensor:
+    """Widen a ready mask (packed samples) by a plan's ``mask_or``.
+
+    A ready mask does not say which of its zeros are padding or another sample. Two rows of one
+    sample are those of which one may attend to the other: only there may a plan add attention.
+
+    Raises:
+        UsageError: If the mask also covers keys of earlier calls.
+    """
+    if base.shape[2] != base.shape[3]:
+        raise UsageError(
+            "a mechanism widens attention under a ready 4-D attention_mask and a filled cache; "
+            "give a 2-D attention_mask."
+        )
+    _require_fit("mask_or", mask_or, (base.shape[0], base.shape[2], base.shape[3]), 1, layer)
+    allowed = base if base.dtype == torch.bool else base > torch.finfo(base.dtype).min / 2
+    wider = mask_or.to(base.device) & allowed.transpose(2, 3)
+    return base | wider if base.dtype == torch.bool else base.masked_fill(wider, 0)
+
+
 def narrow(base: Tensor, plan: LayerPlan, state: SequenceState, queries: RowSet | None) -> Tensor:
     """Narrow a ready mask (B, 1 or H, q, k) by a plan's mask and add its bias.
 

@@ -14,7 +14,7 @@ from transformers import Cache, PretrainedConfig
 from vistoken.core.errors import UsageError
 from vistoken.models._compat import LayerPattern, attention_backend, stock_mask
 from vistoken.models.decoder.cache import SparseCache
-from vistoken.models.decoder.mask_math import allowed_keys, narrow, to_additive
+from vistoken.models.decoder.mask_math import allowed_keys, narrow, to_additive, widen
 from vistoken.models.decoder.plan import STOCK_LAYER, LayerPlan
 from vistoken.models.decoder.rows import RowSet
 from vistoken.models.decoder.state import SequenceState
@@ -96,7 +96,8 @@ class CallMasks:
             return self._stock(pattern, state, materialise=False)
         if plan.shapes_attention:
             self._require_backend(plan)
-        if stock and plan.mask_or is None:
+        ready = isinstance(self._given, Tensor) and not is_padding_mask(self._given)
+        if stock and (plan.mask_or is None or ready):
             materialise = plan.shapes_attention or queries is not None
             base = self._stock(pattern, state, materialise=materialise)
             if base is None and materialise:
@@ -104,11 +105,15 @@ class CallMasks:
                     f"the attention implementation {self._backend.name!r} has no mask of its own "
                     "for a mechanism's layer; load the model with attn_implementation='sdpa'."
                 )
+            if base is not None and plan.mask_or is not None:
+                base = widen(base, plan.mask_or, state.layer)
             if base is not None and queries is not None:
                 base = queries.gather(base, dim=2)
         else:
             base = self._own(pattern, state, plan, queries)
-        return base if base is None else narrow(base, plan, state, queries)
+        if base is not None:
+            base = narrow(base, plan, state, queries)
+        return base
 
     def _require_backend(self, plan: LayerPlan) -> None:
         wants = "key bias" if plan.key_bias is not None else "mask"
@@ -178,9 +183,10 @@ class CallMasks:
         )
 
     def _in_form(self, allowed: Tensor | None, state: SequenceState) -> Tensor | None:
-        if allowed is None or self._backend.mask == "bool":
-            return allowed
-        return to_additive(allowed, state.hidden.dtype)
+        if allowed is None:
+            return None
+        allowed = allowed.to(state.hidden.device)
+        return allowed if self._backend.mask == "bool" else to_additive(allowed, state.hidden.dtype)
 
     def _require_rebuildable(self) -> None:
         if self._rebuildable:

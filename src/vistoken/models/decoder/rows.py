@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -47,7 +46,7 @@ class RowSet:
         sizes = [batch, *values.shape[1:]]
         sizes[dim] = self.where.shape[1]
         expanded = values.expand(batch, *values.shape[1:])
-        return expanded.gather(dim, self.where.reshape(shape).expand(sizes))
+        return expanded.gather(dim, self.where.to(values.device).reshape(shape).expand(sizes))
 
     def add_to(self, rows: Tensor, change: Tensor) -> Tensor:
         """Add to the chosen rows, and to no other.
@@ -60,12 +59,6 @@ class RowSet:
             A new tensor (B, n, D).
         """
         if self.ragged:
-            change = change.masked_fill(~self.real[:, :, None], 0)
-        where = self.where[:, :, None].expand(-1, -1, rows.shape[2])
+            change = change.masked_fill(~self.real[:, :, None].to(change.device), 0)
+        where = self.where.to(rows.device)[:, :, None].expand(-1, -1, rows.shape[2])
         return rows.scatter_add(1, where, change)
-
-
-def flat_add(rows: Tensor, mask: Tensor, change: Tensor) -> Tensor:
-    """Add ``change`` (N, D) to the N rows of ``rows`` (B, n, D) that ``mask`` (B, n) names."""
-    places = torch.nonzero(mask.flatten()).flatten()
-    return rows.flatten(0, 1).index_add(0, places, change).view_as(rows)

@@ -78,6 +78,10 @@ class SparseLayer(DynamicLayer):
             self.keys, self.values = _gather(keys, pending.slots), _gather(values, pending.slots)
         return keys, values
 
+    def note(self, pending: Pending) -> None:
+        """Keep book of an update whose keys and values nobody works out (cost counting)."""
+        self.index = pending.index
+
     def get_seq_length(self) -> int:
         """Slots; how many tokens were seen is known to the cache."""
         return self.stored
@@ -180,5 +184,6 @@ def compaction(index: Tensor) -> Tensor | None:
 
 
 def _gather(states: Tensor, slots: Tensor) -> Tensor:
+    slots = slots.to(states.device)
     where = slots[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
     return states.gather(2, where)
