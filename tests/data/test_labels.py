@@ -189,6 +189,39 @@ def test_supervised_tokens_are_the_answers(tokenizers, tokenizer_name, template,
     ]
 
 
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize("images", [(), (2,), (3, 1, 2)])
+@pytest.mark.parametrize("template", template_names())
+def test_every_template_with_and_without_pictures_and_system_text(
+    tokenizers, template, images, system
+):
+    """No case is left to chance: none, one, several pictures; one and several rounds."""
+    if template == "plain" and (system or not images):
+        pytest.skip("plain is one caption of pictures, nothing else")
+    for name, tokenizer in tokenizers.items():
+        for rounds in (1,) if template == "plain" else (1, 3):
+            answers = ["A cup.", "Two", "3 cups\nof tea"][:rounds]
+            opening = [message("system", "Be brief.")] if system else []
+            messages = list(opening)
+            for number, answer in enumerate(answers):
+                # pictures lie in the rounds in turn, those left over in the last one
+                last = number == rounds - 1
+                shown = len(images) - min(number, len(images)) if last else number < len(images)
+                messages += [
+                    message("user", f"Question {number}?", int(shown)),
+                    message("assistant", answer),
+                ]
+            encoded = encode_conversation(
+                tokenizer, load_template(template), messages, images, MARK
+            )
+            texts = supervised_texts(tokenizer, encoded)
+            assert [text.strip() for text in texts] == [
+                (answer + STOPS[template]).strip() for answer in answers
+            ], name
+            assert len(encoded.images) == len(images)
+            assert (ROLE_SYSTEM in encoded.role) == system
+
+
 @pytest.mark.parametrize("tokenizer_name", ["tiny_bytebpe_tokenizer.json", *LLAMA])
 def test_roles_tell_who_said_what(tokenizers, tokenizer_name):
     tokenizer = tokenizers[tokenizer_name]

@@ -199,6 +199,10 @@ TOKEN = Schema(
 """TokenMap [N, K]: one row per token that the decoder gets (architecture, section 1)."""
 
 
+TEXT_COLUMNS = ("turn", "role", "sample", "branch")
+"""Columns of a TokenMap that say where a token stands in a conversation and a packed batch."""
+
+
 def split_media(view_table: Tensor) -> list[Tensor]:
     """Cut a batch's view table (V, K) into one table per medium: a row with index 0 opens one."""
     if len(view_table) == 0:

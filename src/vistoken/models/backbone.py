@@ -20,6 +20,7 @@ from vistoken.models.outputs import ImageFeatures, VistokenModelOutput
 from vistoken.models.pipeline import TokenPlan, anchor_rows
 from vistoken.models.scatter import (
     batch_token_map,
+    fitting_text_map,
     placeholder_mask,
     scatter_rows,
     slot_features,
@@ -247,6 +248,7 @@ class VistokenModel(VistokenPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         tower_features: list[tuple[Tensor, ...]] | None = None,
         mm_encoder_outputs: dict[str, ImageFeatures] | None = None,
+        text_map: Tensor | None = None,
         **kwargs: Any,
     ) -> VistokenModelOutput:
         """Encode media if given, scatter them, run the language model.
@@ -261,6 +263,8 @@ class VistokenModel(VistokenPreTrainedModel):
             inputs_embeds (Tensor): (B, n, D) instead of ``input_ids``.
             tower_features: See :meth:`get_image_features`.
             mm_encoder_outputs: ``{"image": get_image_features(...)}`` instead of pixels.
+            text_map (Tensor): (B, n, K) int64, a TokenMap that says turn, role, sample and branch
+                of every position; a position of kind PAD is padding.
             **kwargs: Handed to the language model.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -272,13 +276,14 @@ class VistokenModel(VistokenPreTrainedModel):
             raise ValueError("pass either pixel_values or mm_encoder_outputs['image'], not both")
         if features is None and (pixel_values is not None or tower_features is not None):
             features = self.get_image_features(pixel_values, view_table, tower_features)
-        token_map = None
+        text_map = fitting_text_map(text_map, inputs_embeds, past_key_values)
+        token_map = text_map
         if features is not None:
             mask = placeholder_mask(
                 input_ids, inputs_embeds, self.config.image_token_id, self.image_embedding()
             )
             inputs_embeds = scatter_rows(mask, inputs_embeds, features)
-            token_map = batch_token_map(mask, attention_mask, features)
+            token_map = batch_token_map(mask, attention_mask, features, text_map)
         elif input_ids is not None and input_ids.shape[1] > 1:
             self._refuse_unfilled(input_ids)
         if len(self.stack) and features is not None and token_map is None:

@@ -71,6 +71,7 @@ class VistokenForConditionalGeneration(VistokenPreTrainedModel, GenerationMixin)
         logits_to_keep: int | Tensor = 0,
         tower_features: list[tuple[Tensor, ...]] | None = None,
         mm_encoder_outputs: dict[str, ImageFeatures] | None = None,
+        text_map: Tensor | None = None,
         **kwargs: Any,
     ) -> VistokenCausalLMOutput:
         """Run the model; see :meth:`VistokenModel.forward` for the inputs.
@@ -87,6 +88,7 @@ class VistokenForConditionalGeneration(VistokenPreTrainedModel, GenerationMixin)
             logits_to_keep: Number of last positions, or the positions, to compute logits for.
             tower_features: Cached features of frozen towers, instead of pixels.
             mm_encoder_outputs: Encoded images, instead of pixels.
+            text_map (Tensor): (B, n, K) int64, turn, role, sample and branch of every position.
             **kwargs: Handed to the language model and the loss.
 
         Returns:
@@ -102,6 +104,7 @@ class VistokenForConditionalGeneration(VistokenPreTrainedModel, GenerationMixin)
             inputs_embeds=inputs_embeds,
             tower_features=tower_features,
             mm_encoder_outputs=mm_encoder_outputs,
+            text_map=text_map,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from vistoken.core.errors import UsageError
-from vistoken.core.tables import TOKEN, TokenKind
+from vistoken.core.tables import TEXT_COLUMNS, TOKEN, TokenKind
 from vistoken.models.outputs import ImageFeatures
 from vistoken.models.pipeline import Arrangement
 
@@ -105,7 +106,10 @@ def slot_features(arrangement: Arrangement, features: list[Tensor]) -> Tensor:
 
 
 def batch_token_map(
-    mask: Tensor, attention_mask: Tensor | None, features: ImageFeatures
+    mask: Tensor,
+    attention_mask: Tensor | None,
+    features: ImageFeatures,
+    text_map: Tensor | None = None,
 ) -> Tensor | None:
     """The TokenMap (B, n, K) of a batch; None when the features came without their maps.
 
@@ -113,15 +117,43 @@ def batch_token_map(
         mask (Tensor): (B, n) bool, the placeholders.
         attention_mask (Tensor): (B, n), 0 on padding; another shape marks none.
         features: Holds the images' token maps.
+        text_map (Tensor): (B, n, K) int64, turn, role, sample and branch of every position.
     """
     if features.token_map is None:
         return None
     batch, length = mask.shape
-    table = TOKEN.make(batch * length).to(mask.device).unflatten(0, (batch, length))
-    table[mask] = torch.cat(features.token_map).to(mask.device)
+    if text_map is None:
+        table = TOKEN.make(batch * length).to(mask.device).unflatten(0, (batch, length))
+    else:
+        table = text_map.to(mask.device, copy=True)
+    said = {column: TOKEN.get(table[mask], column) for column in TEXT_COLUMNS}
+    table[mask] = TOKEN.set(torch.cat(features.token_map).to(mask.device), **said)
     if attention_mask is not None and attention_mask.shape == mask.shape:
         table[attention_mask == 0] = TOKEN.make(1, kind=TokenKind.PAD).to(mask.device)
     return table
+
+
+def fitting_text_map(
+    text_map: Tensor | None, inputs_embeds: Tensor, cache: Cache | None
+) -> Tensor | None:
+    """The text map of a call; None for a cached step, whose tokens came after the map was made.
+
+    Args:
+        text_map (Tensor): (B, n, K) int64 of the prompt.
+        inputs_embeds (Tensor): (B, m, D), what this call reads.
+        cache: Cache of earlier calls.
+
+    Raises:
+        ValueError: It has other positions than the prompt.
+    """
+    if text_map is None or text_map.shape[:2] == inputs_embeds.shape[:2]:
+        return text_map
+    if cache is not None and cache.get_seq_length():
+        return None
+    raise ValueError(
+        f"text_map has {tuple(text_map.shape[:2])} positions, the prompt "
+        f"{tuple(inputs_embeds.shape[:2])}; make it of the same tokens"
+    )
 
 
 def repeat_by_owner(image_tokens: list[int], prompt_tokens: list[int], times: int) -> list[int]:

@@ -54,6 +54,7 @@ class TrainBatch:
             position_ids=batch.position_ids.to(device),
             attention_mask=mask,
             mm_encoder_outputs=None if features is None else {"image": features},
+            text_map=batch.token_map.to(device),
             use_cache=False,
         )
         hidden = outputs.last_hidden_state.flatten(0, 1)[batch.sources.to(device)]

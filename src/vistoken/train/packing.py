@@ -21,6 +21,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from vistoken.core.tables import TOKEN, TokenKind
 from vistoken.train.masks import PREFIX, Segments
 from vistoken.train.prefixes import IGNORE, Row, sharable_prefix, shared_prefix
 
@@ -51,6 +52,8 @@ class Packed:
         rows: (M,) int64, number of the row a target belongs to.
         kinds: Kind of every row.
         sample: (n,) int64, number of the sequence that a position belongs to.
+        token_map: (n, K) int64, turn, role, sample and branch of every position; branches are
+            numbered where there are several.
     """
 
     input_ids: Tensor
@@ -61,6 +64,7 @@ class Packed:
     rows: Tensor
     kinds: tuple[str, ...]
     sample: Tensor
+    token_map: Tensor
 
     def mask(self) -> Tensor:
         """Who sees whom: (n, n) bool, True where row attends to column."""
@@ -80,6 +84,7 @@ class PackedBatch:
         rows: (M,) int64, number of the row in the batch.
         kinds: Kind of every row.
         tokens: Positions that are not padding.
+        token_map: (B, n, K) int64, a TokenMap but for what the model says of its visual tokens.
     """
 
     input_ids: Tensor
@@ -90,6 +95,7 @@ class PackedBatch:
     rows: Tensor
     kinds: tuple[str, ...]
     tokens: int
+    token_map: Tensor
 
 
 def pack(rows: Sequence[Row]) -> Packed:
@@ -104,6 +110,7 @@ def pack(rows: Sequence[Row]) -> Packed:
     ids = rows[0].input_ids[:prefix]
     positions = list(range(prefix))
     branch = [PREFIX] * prefix
+    role, turn = rows[0].roles[:prefix], rows[0].turns[:prefix]
     sources: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
@@ -117,6 +124,8 @@ def pack(rows: Sequence[Row]) -> Packed:
         ids = ids + row.input_ids[prefix:]
         positions += range(prefix, len(row.input_ids))
         branch += [number] * (len(row.input_ids) - prefix)
+        role += row.roles[prefix:]
+        turn += row.turns[prefix:]
     if not targets:
         raise ValueError("no token of the packed rows is supervised")
     return Packed(
@@ -128,6 +137,7 @@ def pack(rows: Sequence[Row]) -> Packed:
         torch.tensor(owners),
         tuple(row.kind for row in rows),
         torch.zeros(len(ids), dtype=torch.int64),
+        TOKEN.make(len(ids), role=role, turn=turn, branch=branch if len(rows) > 1 else PREFIX),
     )
 
 
@@ -138,6 +148,7 @@ def join(sequences: Sequence[Packed]) -> Packed:
     starts = [0, *accumulate(len(sequence.input_ids) for sequence in sequences)]
     firsts = [0, *accumulate(len(sequence.kinds) for sequence in sequences)]
     samples = [0, *accumulate(int(sequence.sample[-1]) + 1 for sequence in sequences)]
+    sample = torch.cat([s.sample + first for s, first in zip(sequences, samples, strict=False)])
     return Packed(
         torch.cat([sequence.input_ids for sequence in sequences]),
         torch.cat([sequence.position_ids for sequence in sequences]),
@@ -146,7 +157,8 @@ def join(sequences: Sequence[Packed]) -> Packed:
         torch.cat([sequence.targets for sequence in sequences]),
         torch.cat([s.rows + first for s, first in zip(sequences, firsts, strict=False)]),
         tuple(kind for sequence in sequences for kind in sequence.kinds),
-        torch.cat([s.sample + first for s, first in zip(sequences, samples, strict=False)]),
+        sample,
+        TOKEN.set(torch.cat([sequence.token_map for sequence in sequences]), sample=sample),
     )
 
 
@@ -181,6 +193,8 @@ def batch_packed(samples: Sequence[Packed], pad_id: int) -> PackedBatch:
     branch = torch.full((len(samples), length), PREFIX)
     # padding attends to itself: a row without any column would be NaN
     sample_of = (-1 - torch.arange(length)).repeat(len(samples), 1)
+    token_map = TOKEN.make(len(samples) * length, kind=TokenKind.PAD)
+    token_map = token_map.unflatten(0, (len(samples), length))
     sources, targets, owners = [], [], []
     kinds: list[str] = []
     for number, sample in enumerate(samples):
@@ -189,6 +203,7 @@ def batch_packed(samples: Sequence[Packed], pad_id: int) -> PackedBatch:
         positions[number, :n] = sample.position_ids
         branch[number, :n] = sample.branch
         sample_of[number, :n] = sample.sample
+        token_map[number, :n] = sample.token_map
         sources.append(sample.sources + number * length)
         targets.append(sample.targets)
         owners.append(sample.rows + len(kinds))
@@ -202,4 +217,5 @@ def batch_packed(samples: Sequence[Packed], pad_id: int) -> PackedBatch:
         torch.cat(owners),
         tuple(kinds),
         sum(len(sample.input_ids) for sample in samples),
+        token_map,
     )
