@@ -114,6 +114,8 @@ def _forward(call: LayerCall, hidden: Tensor) -> tuple[Tensor | None, ...]:
     if plan.position_embeddings is not None:
         scaling *= plan.position_embeddings.scale
     scores = read_scores(plan.need_scores, query, keys, call.mask, scaling, queries)
+    if query.shape[2] == 0:  # attention functions stumble over no query at all
+        return feed_forward(parts, plan, hidden), None, *scores
     keys, values, groups = scale_values(keys, values, plan.head_value_keep, query.shape[1])
     mask, dead = _safe(call.mask, plan)
     output, weights = attend(

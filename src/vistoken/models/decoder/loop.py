@@ -205,8 +205,11 @@ def _positions(hidden: Tensor, position_ids: Tensor | None, cache: Cache | None)
     """Positions (B, n), counted on from the cache where the caller gives none."""
     batch, rows = hidden.shape[:2]
     if position_ids is None:
+        steps = torch.arange(rows, device=hidden.device)
+        if isinstance(cache, SparseCache) and cache.next_positions is not None:
+            return cache.next_positions[:, None] + steps
         seen = 0 if cache is None else cache.get_seq_length()
-        position_ids = (torch.arange(rows, device=hidden.device) + seen).unsqueeze(0)
+        position_ids = (steps + seen).unsqueeze(0)
     return position_ids.expand(batch, -1)
 
 
