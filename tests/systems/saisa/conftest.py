@@ -90,4 +90,6 @@ def build_pico() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def pico_saisa(build_pico: Callable[..., Any]) -> Any:
     """A whole model with SAISA and its processor; not to be modified."""
-    return build_pico(mechanisms=[{"part": "saisa", "options": {"projector_sharing": "independent"}}])
+    return build_pico(
+        mechanisms=[{"part": "saisa", "options": {"projector_sharing": "independent"}}]
+    )

@@ -37,9 +37,7 @@ def saisa_hidden(model: Any, saisa: Any, prompts: Prompts, embeds: Tensor | None
     return model.norm(hidden)
 
 
-def naavit_hidden(
-    model: Any, prompts: Prompts, embeds: Tensor, *, own: bool, text: bool
-) -> Tensor:
+def naavit_hidden(model: Any, prompts: Prompts, embeds: Tensor, *, own: bool, text: bool) -> Tensor:
     """Last hidden states (B, n, D); attention of visual rows is cut down and put right by hand."""
     visual, n = prompts.visual, prompts.ids.shape[1]
     allowed = torch.zeros(*visual.shape, n, dtype=torch.bool)

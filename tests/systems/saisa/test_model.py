@@ -155,7 +155,9 @@ def counted_calls(model: Any) -> list[str]:
 
 
 def test_images_are_projected_once(build_pico: Callable[..., Any], picture: Any) -> None:
-    model, processor = build_pico(mechanisms=[{"part": "saisa", "options": {"projector_sharing": "independent"}}])
+    model, processor = build_pico(
+        mechanisms=[{"part": "saisa", "options": {"projector_sharing": "independent"}}]
+    )
     calls = counted_calls(model)
     texts = [
         prompt(processor, 1, "Where is it, then?"),
@@ -187,9 +189,7 @@ def test_images_are_projected_once(build_pico: Callable[..., Any], picture: Any)
     assert torch.equal(stored.to("cpu").keys[1], stored.keys[1])
 
 
-def test_no_projector_runs_with_ready_keys(
-    build_pico: Callable[..., Any], picture: Any
-) -> None:
+def test_no_projector_runs_with_ready_keys(build_pico: Callable[..., Any], picture: Any) -> None:
     model, processor = build_pico()
     inputs = inputs_for(processor, picture, 1, 2)
     features = model.get_image_features(inputs["pixel_values"], inputs["view_table"])
@@ -233,9 +233,7 @@ def test_shared_to_split_keeps_the_logits(build_pico: Callable[..., Any], pictur
     shared = sum(p.numel() for p in model.model.mechanisms.parameters())
     split_projectors(model)
     assert sum(p.numel() for p in model.model.mechanisms.parameters()) == 3 * shared
-    assert all(
-        torch.equal(a, b) for a, b in zip(text_logits(model, inputs), before, strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(text_logits(model, inputs), before, strict=True))
     (mechanism,) = model.config.decoder_config["mechanisms"]
     assert mechanism["options"] == {"projector_sharing": "independent"}
     with pytest.raises(UsageError, match="split already"):
@@ -243,7 +241,9 @@ def test_shared_to_split_keeps_the_logits(build_pico: Callable[..., Any], pictur
     projectors = model.model.mechanisms["saisa"].projectors
     optimiser = torch.optim.SGD(projectors.parameters(), lr=0.1)
     ids = inputs["input_ids"]
-    model(**inputs, labels=ids.masked_fill(ids == model.config.image_token_id, -100)).loss.backward()
+    model(
+        **inputs, labels=ids.masked_fill(ids == model.config.image_token_id, -100)
+    ).loss.backward()
     optimiser.step()
     weights = [projectors[str(layer)].linear_1.weight for layer in range(3)]
     assert all((a - b).abs().max() > 1e-6 for a, b in zip(weights, weights[1:], strict=False))
@@ -271,7 +271,10 @@ def test_checkpoints_come_back(
     if kind == "full":
         save_full(model, processor, out)
     else:
-        parts = [Reference.to("vision_tower.clip", "random", 0), Reference.to("language_model", "random", 0)]
+        parts = [
+            Reference.to("vision_tower.clip", "random", 0),
+            Reference.to("language_model", "random", 0),
+        ]
         save_light(model, processor, out, parts, dtype=torch.float32)
     again = VistokenForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
     inputs = inputs_for(processor, picture, 1)
@@ -313,8 +316,13 @@ def test_projectors_are_a_part_of_their_own(build_pico: Callable[..., Any]) -> N
     only = stage(mechanisms={"train": "full", "lr": 1e-3})
     apply_groups(model, only)
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
-    assert trained and all(n.startswith("model.mechanisms.saisa.projectors.shared") for n in trained)
-    assert {g["name"] for g in optimizer_groups(model, only)} == {"mechanisms", "mechanisms-no-decay"}
+    assert trained and all(
+        n.startswith("model.mechanisms.saisa.projectors.shared") for n in trained
+    )
+    assert {g["name"] for g in optimizer_groups(model, only)} == {
+        "mechanisms",
+        "mechanisms-no-decay",
+    }
 
 
 def test_lora_beside_saisa(build_pico: Callable[..., Any], picture: Any) -> None:
@@ -340,7 +348,9 @@ def test_lora_beside_saisa(build_pico: Callable[..., Any], picture: Any) -> None
     merge_adapter(merged)
     torch.testing.assert_close(text_logits(merged, inputs)[0], adapted, rtol=1e-4, atol=1e-4)
     ids = inputs["input_ids"]
-    model(**inputs, labels=ids.masked_fill(ids == model.config.image_token_id, -100)).loss.backward()
+    model(
+        **inputs, labels=ids.masked_fill(ids == model.config.image_token_id, -100)
+    ).loss.backward()
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             assert weight.grad is not None and weight.grad.abs().sum() > 0, name
@@ -411,7 +421,9 @@ def test_packed_rows_equal_unpacked_ones(pico_saisa: Any, picture: Any) -> None:
         for row, own in zip(rows, ids, strict=True)
     ]
     packed = torch.tensor([ids[0] + ids[1][prefix:]])
-    branch = torch.tensor([-1] * prefix + [0] * (len(ids[0]) - prefix) + [1] * (len(ids[1]) - prefix))
+    branch = torch.tensor(
+        [-1] * prefix + [0] * (len(ids[0]) - prefix) + [1] * (len(ids[1]) - prefix)
+    )
     positions = torch.tensor([[*range(len(ids[0])), *range(prefix, len(ids[1]))]])
     same = (branch[:, None] == branch[None]) | (branch[None] == -1)
     mask = (torch.ones_like(same).tril() & same)[None, None]

@@ -137,9 +137,7 @@ class Saisa(nn.Module, BaseMechanism, Convertible):
         slots = torch.where(rows, number, -1)
         features = torch.cat(encoded) if images is None and encoded is not None else None
         call = _Call(slots, rows, ~rows & state.valid, features, images)
-        return replace(
-            state, extra={**state.extra, SLOT: slots}, side={**state.side, _CALL: call}
-        )
+        return replace(state, extra={**state.extra, SLOT: slots}, side={**state.side, _CALL: call})
 
     def plan(self, layer: int, state: SequenceState) -> LayerPlan:
         """Text rows are queries; visual rows get this layer's keys and values."""
@@ -158,9 +156,9 @@ class Saisa(nn.Module, BaseMechanism, Convertible):
         if features is None:
             raise RuntimeError("a call has neither features nor ready keys")
         chosen = features if wanted is None else features[wanted]
-        hidden = state.hidden
+        dtype = state.hidden.dtype
 
         def source(number: int) -> Tensor:
-            return self.project(number, chosen).to(hidden)
+            return self.project(number, chosen).to(dtype)
 
         return LayerPlan(query_rows=queries, inject=(Inject(rows, source),))

@@ -27,7 +27,9 @@ def find_saisa(model: VistokenForConditionalGeneration) -> Saisa:
     """
     found = [mechanism for mechanism in model.model.stack if isinstance(mechanism, Saisa)]
     if not found:
-        raise UsageError("this model has no decoder mechanism 'saisa'; its configuration names none")
+        raise UsageError(
+            "this model has no decoder mechanism 'saisa'; its configuration names none"
+        )
     return found[0]
 
 
@@ -78,9 +80,7 @@ def split_projectors(model: VistokenForConditionalGeneration) -> None:
     convert_mechanism(model, Saisa.name, {"projector_sharing": "independent"})
 
 
-def _visual_kv(
-    model: VistokenForConditionalGeneration, saisa: Saisa, features: Tensor
-) -> VisualKV:
+def _visual_kv(model: VistokenForConditionalGeneration, saisa: Saisa, features: Tensor) -> VisualKV:
     language_model: Any = model.model.language_model
     like = next(language_model.parameters())
     layers: list[ReadyKV] = [
