@@ -19,7 +19,8 @@ from torch import Tensor
 from vistoken.eval.prompts import Asked
 from vistoken.eval.scoring import exact_match, normalise_answer
 from vistoken.models.outputs import ImageFeatures
-from vistoken.train.packing import IGNORE, Packed, batch_packed, decoder_mask, pack, sharable_prefix
+from vistoken.train.masks import decoder_mask
+from vistoken.train.packing import IGNORE, Packed, batch_packed, pack, sharable_prefix
 
 if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration
@@ -99,7 +100,7 @@ class Answerer:
             input_ids=batch.input_ids.to(table.device),
             position_ids=batch.position_ids.to(table.device),
             attention_mask=decoder_mask(
-                batch.attention_mask.to(table.device), core.language_model.config, table.dtype
+                batch.segments, core.language_model.config, table.dtype, table.device
             ),
             mm_encoder_outputs=None if features is None else {"image": features},
             use_cache=False,
@@ -134,8 +135,8 @@ class Answerer:
         return [result for result in results if result is not None]
 
     def _generate(self, asked: Sequence[Asked]) -> list[str]:
-        device = self.model.get_input_embeddings().weight.device  # type: ignore[union-attr]
-        ids = torch.tensor([question.prompt for question in asked], device=device)
+        embedding: Any = self.model.get_input_embeddings()
+        ids = torch.tensor([question.prompt for question in asked], device=embedding.weight.device)
         options: dict[str, Any] = {}
         shown = [q.features for q in asked if q.features is not None]
         if shown:

@@ -1,0 +1,1 @@
+"""Studies: arms of one recipe, trained and evaluated alike over several seeds."""

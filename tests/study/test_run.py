@@ -1,0 +1,76 @@
+"""A tiny study end to end: run, killed, gone on with, reported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from vistoken.core.errors import UsageError
+from vistoken.study import cell as cells
+from vistoken.study.grid import make_grid
+from vistoken.study.run import run_study
+from vistoken.study.settings import load_study
+
+
+class Killed(BaseException):
+    """What no handler of ours may catch."""
+
+
+def test_a_study_that_is_killed_goes_on(study_file, splits, tmp_path, monkeypatch):
+    grid = make_grid(load_study(study_file))
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        # the second cell is killed between training and asking
+        asked = []
+
+        def ask(*arguments, **options):
+            if len(asked) == 1:
+                raise Killed
+            asked.append(1)
+            return evaluate(*arguments, **options)
+
+        evaluate = cells.evaluate
+        patch.setattr(cells, "evaluate", ask)
+        with pytest.raises(Killed):
+            run_study(grid, out, data=splits)
+    report = json.loads((out / "study.json").read_text("utf-8"))
+    assert report["cells"] == {"finished": 1, "all": 4}
+    assert "Not finished: 1 of 4 cells" in (out / "study.md").read_text("utf-8")
+    first = (out / "cells/mlp/0/cell.json").read_bytes()
+    run_log = (out / "cells/free-tokens/0/run/metrics.jsonl").read_bytes()
+
+    trained = []
+    train = cells.train
+    monkeypatch.setattr(
+        cells, "train", lambda config, **o: trained.append(o["resume"]) or train(config, **o)
+    )
+    report = run_study(grid, out, data=splits)
+    assert trained == [
+        True,
+        False,
+        False,
+    ]  # the finished cell is left alone, the killed one goes on
+    assert (out / "cells/mlp/0/cell.json").read_bytes() == first
+    assert (out / "cells/free-tokens/0/run/metrics.jsonl").read_bytes() == run_log
+    assert report["cells"] == {"finished": 4, "all": 4}
+    rows = report["arms"]["free-tokens"]["tasks"]["val"]
+    assert list(rows) == ["colour", "seeing", "all"]
+    assert rows["all"]["n"] == 6  # captions were left out
+    assert len(rows["all"]["difference"]["seeds"]) == 2
+    assert report["arms"]["mlp"]["tasks"]["val"]["all"]["difference"] is None
+    assert report["arms"]["free-tokens"]["cost"]["latency"]["rounds"] == 3
+    table = (out / "study.md").read_text("utf-8")
+    assert "| free-tokens | 2 | 22 |" in table
+    page = (out / "study.html").read_text("utf-8")
+    assert page.count("<svg") == 3
+    assert "http" not in page
+
+    # a cell by itself, and a study that has changed
+    shutil.rmtree(out / "cells/mlp/1")
+    run_study(grid, out, data=splits, only=["mlp/1"])
+    assert (out / "cells/mlp/1/cell.json").is_file()
+    changed = make_grid(load_study(study_file), changes={"train.stages.joint.steps": 5})
+    with pytest.raises(UsageError, match="begun with another study file"):
+        run_study(changed, out, data=splits)
