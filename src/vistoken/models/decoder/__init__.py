@@ -3,6 +3,7 @@
 from vistoken.models.decoder.asym import project_kv
 from vistoken.models.decoder.build import build_stack
 from vistoken.models.decoder.cache import SparseCache
+from vistoken.models.decoder.chunks import refuse_split_media
 from vistoken.models.decoder.drop import drop_rows, restore_rows, shifted_labels
 from vistoken.models.decoder.keys import KeyTable
 from vistoken.models.decoder.loop import make_cache, run_decoder
@@ -43,6 +44,7 @@ __all__ = [
     "make_cache",
     "merge_plans",
     "project_kv",
+    "refuse_split_media",
     "restore_rows",
     "run_decoder",
     "shifted_labels",
