@@ -60,7 +60,7 @@ def to_additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(allowed, zero, torch.finfo(dtype).min)
 
 
-def widen(base: Tensor, mask_or: Tensor, layer: int) -> Tensor:
+def widen(base: Tensor, mask_or: Tensor, state: SequenceState) -> Tensor:
     """Widen a ready mask (packed samples) by a plan's ``mask_or``.
 
     A ready mask does not say which of its zeros are padding or another sample. Two rows of one
@@ -74,7 +74,8 @@ def widen(base: Tensor, mask_or: Tensor, layer: int) -> Tensor:
             "a mechanism widens attention under a ready 4-D attention_mask and a filled cache; "
             "give a 2-D attention_mask."
         )
-    _require_fit("mask_or", mask_or, (base.shape[0], base.shape[2], base.shape[3]), 1, layer)
+    batch = state.valid.shape[0]  # one ready mask may serve all sequences
+    _require_fit("mask_or", mask_or, (batch, base.shape[2], base.shape[3]), 1, state.layer)
     allowed = base if base.dtype == torch.bool else base > torch.finfo(base.dtype).min / 2
     wider = mask_or.to(base.device) & allowed.transpose(2, 3)
     return base | wider if base.dtype == torch.bool else base.masked_fill(wider, 0)
@@ -89,10 +90,10 @@ def narrow(base: Tensor, plan: LayerPlan, state: SequenceState, queries: RowSet 
     dtype = state.hidden.dtype
     lowest = torch.finfo(dtype).min
     if plan.mask is not None:
-        allowed = _for_queries("mask", plan.mask, base, state.layer, queries)
+        allowed = _for_queries("mask", plan.mask, base, state, queries)
         base = base & allowed if base.dtype == torch.bool else torch.where(allowed, base, lowest)
     if plan.key_bias is not None:
-        bias = _for_queries("key_bias", plan.key_bias, base, state.layer, queries).to(dtype)
+        bias = _for_queries("key_bias", plan.key_bias, base, state, queries).to(dtype)
         if base.dtype == torch.bool:
             return torch.where(base, bias, lowest)
         base = (base + bias).clamp(min=lowest)  # lowest + bias must not become -inf
@@ -100,11 +101,11 @@ def narrow(base: Tensor, plan: LayerPlan, state: SequenceState, queries: RowSet 
 
 
 def _for_queries(
-    field: str, tensor: Tensor, base: Tensor, layer: int, queries: RowSet | None
+    field: str, tensor: Tensor, base: Tensor, state: SequenceState, queries: RowSet | None
 ) -> Tensor:
-    batch, heads, rows, total = base.shape
+    _, heads, rows, total = base.shape
     rows = rows if queries is None else queries.mask.shape[1]
-    _require_fit(field, tensor, (batch, rows, total), heads, layer)
+    _require_fit(field, tensor, (state.valid.shape[0], rows, total), heads, state.layer)
     tensor = tensor.to(base.device)
     if queries is not None and tensor.shape[2] > 1:
         tensor = queries.gather(tensor, dim=2)

@@ -106,7 +106,7 @@ class CallMasks:
                     "for a mechanism's layer; load the model with attn_implementation='sdpa'."
                 )
             if base is not None and plan.mask_or is not None:
-                base = widen(base, plan.mask_or, state.layer)
+                base = widen(base, plan.mask_or, state)
             if base is not None and queries is not None:
                 base = queries.gather(base, dim=2)
         else:
@@ -173,7 +173,8 @@ class CallMasks:
         self._require_rebuildable()
         keys = state.keys()
         window = self._config.sliding_window if pattern == "sliding_attention" else None
-        optional = plan.mask is None and plan.key_bias is None and plan.mask_or is None
+        # no mask means "causal" to sdpa, but "everything" to eager attention
+        optional = self._backend.mask == "bool" and not plan.shapes_attention
         return state.memo.get(
             f"mask {pattern} {optional}",
             (keys.order, keys.valid, plan.mask_or, None if queries is None else queries.mask),
