@@ -167,7 +167,11 @@ def test_words_that_do_not_fit(vistoken, checkpoint, samples, tmp_path):
     refused(2, "--data", samples, "--set", "layer_cut=9", expect=["4 layers"])
     refused(2, "--data", samples, "--set", "window=3", expect=["training_free"])
     refused(2, "--data", samples, "--set", "heads=2", "--set", "threshold=1", expect=["one of"])
-    refused(2, "--data", samples, "--set", "mask=x.npy", expect=["leave --data out"])
+    np.save(tmp_path / "heads.npy", np.ones((4, 4)))
+    mask = f"mask={tmp_path / 'heads.npy'}"
+    refused(2, "--data", samples, "--set", mask, expect=["leave --data out"])
+    np.save(tmp_path / "heads.npy", np.ones((4, 5)))
+    refused(4, "--set", mask, expect=["4 layers of 5 heads"])
     refused(4, "--set", "mask=x.npy", expect=["x.npy does not exist"])
     refused(2, "--data", samples, model="pico", expect=["model of 2 layers"])
     refused(3, "--data", tmp_path / "absent.jsonl", expect=["absent.jsonl"])

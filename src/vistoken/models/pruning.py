@@ -13,6 +13,7 @@ from vistoken.core.errors import DataError
 from vistoken.core.pruning import Pruned, Pruner
 from vistoken.models.checkpoint import atomic_directory, save_full
 from vistoken.models.configuration import VistokenConfig
+from vistoken.models.decoder import MechanismContext, MechanismStack, build_stack
 from vistoken.models.modeling import VistokenForConditionalGeneration
 from vistoken.models.pipeline import PartSpec
 
@@ -48,9 +49,21 @@ def run_pruner(
             f"none of the {seen} calibration samples can be used: they need a picture and a prompt"
         )
     pruned = pruner.finish(model)
-    model.config.decoder_config = with_mechanisms(model.config, pruned.mechanisms)
-    model.model.build_mechanisms()
+    _install(model, pruned.mechanisms)
     return pruned
+
+
+def _install(model: VistokenForConditionalGeneration, added: Sequence[Mapping[str, Any]]) -> None:
+    """Put mechanisms into a model; those that it has already keep their weights."""
+    backbone = model.model
+    before = {mechanism.name: mechanism for mechanism in backbone.stack}
+    model.config.decoder_config = with_mechanisms(model.config, added)
+    context = MechanismContext(model.config.text_config, backbone.plan.projected_width)
+    stack = build_stack(model.config.decoder_config["mechanisms"], context)
+    new = {PartSpec.read(value, "mechanism").part for value in added}
+    backbone.stack = MechanismStack(
+        mechanism if mechanism.name in new else before[mechanism.name] for mechanism in stack
+    )
 
 
 def with_mechanisms(config: VistokenConfig, added: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
