@@ -57,7 +57,8 @@ def group_by_length(
         Every index once. Each run of `batch_size` x `world_size` holds samples that were shuffled
         together, dealt so that the micro-batches have about the same total length.
     """
-    return _by_length(np.asarray(lengths), batch_size, world_size, generator).tolist()
+    order: list[int] = _by_length(np.asarray(lengths), batch_size, world_size, generator).tolist()
+    return order
 
 
 def group_by_modality_and_length(
@@ -80,7 +81,8 @@ def group_by_modality_and_length(
         DataError: A length is 0, which says neither picture nor text.
         UsageError: `batch_size` or `world_size` is below 1.
     """
-    return _by_modality(np.asarray(lengths), batch_size, world_size, generator).tolist()
+    order: list[int] = _by_modality(np.asarray(lengths), batch_size, world_size, generator).tolist()
+    return order
 
 
 class ModalityLengthSampler(Sampler[int]):

@@ -256,4 +256,4 @@ class VistokenTrainer(
         self.held_out.logged = session.get("logged", 0)
         self._began = time.perf_counter()
         self.meter.load(session["meter"])
-        self.left_out.load(session["left_out"])
+        self.left_out.load(session.get("left_out", {"counts": {}, "lines": 0}))
