@@ -9,10 +9,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vistoken.models.decoder import (
+    STOCK_LAYER,
+    BaseMechanism,
     LayerPlan,
     MechanismStack,
     NoOp,
     SequenceState,
+    SparseCache,
+    drop_rows,
     run_decoder,
 )
 
@@ -66,6 +70,86 @@ class Watch(NoOp):
         aux[f"watch/{layer}"] = (state.hidden[..., :1] - state.extra["watch"]).abs().mean()
 
 
+class DropThird(BaseMechanism):
+    """Stands for token dropping: from a layer on, every third row of a prompt is gone."""
+
+    name = "drop-third"
+
+    def __init__(self, layer: int = 1, by_row: bool = False) -> None:
+        self.layer, self.by_row = layer, by_row
+
+    def kept(self, order: Tensor) -> Tensor:
+        shift = torch.arange(len(order))[:, None] if self.by_row else 0
+        keep = (order + shift) % 3 != 1
+        return keep | (order >= ROWS - 1)  # the last row of a prompt and all later ones
+
+    def before_layer(self, layer: int, state: SequenceState) -> SequenceState:
+        keep = self.kept(state.row_order)
+        if layer != self.layer or bool(keep.all()):
+            return state
+        return drop_rows(state, keep)[0]
+
+
+class MaskThird(DropThird):
+    """The same rows, hidden instead of dropped."""
+
+    name = "mask-third"
+
+    def before_layer(self, layer: int, state: SequenceState) -> SequenceState:
+        return state
+
+    def plan(self, layer: int, state: SequenceState) -> LayerPlan:
+        if layer < self.layer:
+            return STOCK_LAYER
+        return LayerPlan(mask=self.kept(state.keys().order)[:, None, None])
+
+
+class KeyBias(BaseMechanism):
+    """Stands for soft masks: a bias on keys by what they are, cached ones included."""
+
+    name = "key-bias"
+
+    def __init__(self, strength: float = 1.0) -> None:
+        self.strength = strength
+
+    def plan(self, layer: int, state: SequenceState) -> LayerPlan:
+        bias = -self.strength * (state.keys().order % 4)
+        return LayerPlan(key_bias=bias.float()[:, None, None])
+
+
+class WriteGate(BaseMechanism):
+    """Stands for output sparsity: from a layer on, only some keys are stored."""
+
+    name = "write-gate"
+
+    def __init__(self, layer: int = 1, every: int = 3, by_row: bool = True) -> None:
+        self.layer, self.every, self.by_row = layer, every, by_row
+
+    def written(self, order: Tensor) -> Tensor:
+        shift = torch.arange(len(order))[:, None] if self.by_row else 0
+        return (order + shift) % self.every != 1
+
+    def plan(self, layer: int, state: SequenceState) -> LayerPlan:
+        if layer < self.layer:
+            return STOCK_LAYER
+        return LayerPlan(cache_write=self.written(state.row_order))
+
+
+class LocalBlock(BaseMechanism):
+    """Stands for bidirectional blocks: the rows 3..6 see each other, later ones too."""
+
+    name = "local-block"
+
+    def plan(self, layer: int, state: SequenceState) -> LayerPlan:
+        def inside(order: Tensor) -> Tensor:
+            return (order >= 3) & (order <= 6)
+
+        rows, keys = inside(state.row_order), inside(state.keys().order)
+        if not bool(rows.any()):
+            return STOCK_LAYER
+        return LayerPlan(mask_or=(rows[:, :, None] & keys[:, None, :])[:, None])
+
+
 def run(model: PreTrainedModel, *mechanisms: NoOp, **inputs: Any) -> Tensor:
     stack = MechanismStack(mechanisms)
     return run_decoder(model.model, stack=stack, **inputs).last_hidden_state
@@ -81,3 +165,29 @@ def random_mask(heads: int, seed: int = 0) -> Tensor:
 def random_bias(heads: int, queries: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(BATCH, heads, queries, ROWS, generator=generator)
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def in_pieces(
+    model: PreTrainedModel, mechanism: BaseMechanism, ids: Tensor, mask: Tensor, sizes: list[int]
+) -> tuple[Tensor, SparseCache]:
+    """Last hidden states of every piece of a prompt, and the cache behind them."""
+    cache = SparseCache(model.config.num_hidden_layers)
+    positions, outputs, start = positions_of(mask), [], 0
+    for size in sizes:
+        end = start + size
+        output = run_decoder(
+            model.model,
+            stack=MechanismStack([mechanism]),
+            input_ids=ids[:, start:end],
+            attention_mask=mask[:, :end],
+            position_ids=positions[:, start:end],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        outputs.append(output.last_hidden_state[:, -1])
+        start = end
+    return torch.stack(outputs, 1), cache

@@ -13,9 +13,14 @@ from transformers import PreTrainedModel
 
 from vistoken.core.errors import UsageError
 from vistoken.models.decoder import (
+    STOCK_LAYER,
+    FfnChannels,
+    Inject,
     LayerPlan,
     MechanismStack,
     NoOp,
+    Rotary,
+    ScoreRequest,
     merge_plans,
     run_decoder,
 )
@@ -160,3 +165,60 @@ def test_two_mechanisms_equal_their_merged_plan(build: Build, ids: Tensor) -> No
 def test_two_mechanisms_of_one_name_are_refused() -> None:
     with pytest.raises(UsageError, match="'no-op' is configured 2 times"):
         MechanismStack([NoOp(), NoOp()])
+
+
+def some_rows(seed: int) -> Tensor:
+    return torch.rand(3, ROWS, generator=torch.Generator().manual_seed(seed)) > 0.4
+
+
+def test_rows_keeps_and_writes_merge() -> None:
+    first = LayerPlan(
+        query_rows=some_rows(1),
+        head_value_keep=torch.full((1, HEADS, ROWS), 0.5),
+        head_out_keep=torch.full((1, HEADS, ROWS), 0.5),
+        cache_write=some_rows(2),
+        mask_or=random_mask(1, 3),
+    )
+    second = LayerPlan(
+        query_rows=some_rows(4),
+        head_value_keep=torch.full((3, HEADS, 1), 0.5),
+        head_out_keep=torch.full((1, 1, ROWS), 3.0),
+        cache_write=some_rows(5),
+        mask_or=random_mask(1, 6),
+    )
+    merged = merge_plans([first, STOCK_LAYER, second])
+    assert torch.equal(merged.query_rows, some_rows(1) & some_rows(4))
+    assert torch.equal(merged.cache_write, some_rows(2) & some_rows(5))
+    assert torch.equal(merged.mask_or, random_mask(1, 3) | random_mask(1, 6))
+    assert (merged.head_value_keep == 0.25).all()
+    assert (merged.head_out_keep == 1.5).all()
+    assert merged.ffn_rows is None, "the merged query rows are the default again"
+
+
+def test_ffn_rows_merge_with_what_the_other_plan_means() -> None:
+    asking, every = LayerPlan(query_rows=some_rows(1)), LayerPlan(ffn_rows=some_rows(2))
+    both = merge_plans([asking, every])
+    assert torch.equal(both.query_rows, some_rows(1))
+    assert torch.equal(both.ffn_rows, some_rows(1) & some_rows(2))
+
+
+def test_pairs_that_exclude_each_other() -> None:
+    rows = some_rows(1)
+    table = (torch.ones(1, ROWS, 8), torch.zeros(1, ROWS, 8))
+    pairs = {
+        "inject keys and values into the same rows": LayerPlan(
+            inject=(Inject(rows, lambda layer: torch.zeros(0)),)
+        ),
+        "cut the FFN of the same rows": LayerPlan(ffn_channels=(FfnChannels(rows, 4),)),
+        "replace the rotary positions": LayerPlan(position_embeddings=Rotary(((table, table),))),
+        "twice under the name 'a/b'": LayerPlan(need_scores=(ScoreRequest("a/b", rows, rows),)),
+    }
+    for message, plan in pairs.items():
+        with pytest.raises(UsageError, match=message):
+            merge_plans([plan, plan])
+    cuts = [LayerPlan(ffn_channels=(FfnChannels(part, 4),)) for part in (rows, ~rows)]
+    assert len(merge_plans(cuts).ffn_channels) == 2
+    injected = [
+        LayerPlan(inject=(Inject(part, lambda layer: torch.zeros(0)),)) for part in (rows, ~rows)
+    ]
+    assert len(merge_plans(injected).inject) == 2
