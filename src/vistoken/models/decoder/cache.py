@@ -78,6 +78,18 @@ class SparseCache(Cache):
         steps = torch.arange(rows, device=self.next_positions.device) * self._step
         return self.next_positions[:, None] + steps
 
+    def check_batch(self, batch: int) -> None:
+        """Refuse a call whose batch is not the cache's.
+
+        Raises:
+            UsageError: If the numbers of sequences differ.
+        """
+        if self.valid is not None and self.valid.shape[0] != batch:
+            raise UsageError(
+                f"the cache holds {self.valid.shape[0]} sequences but the call has {batch}; give "
+                "the cache of the same batch."
+            )
+
     def open_call(self, position_ids: Tensor, valid: Tensor, token_map: Tensor | None) -> Tensor:
         """Enter the rows of a call into the ledger.
 
@@ -88,15 +100,7 @@ class SparseCache(Cache):
 
         Returns:
             (B, n) int64, the rows' places among all tokens seen.
-
-        Raises:
-            UsageError: If the batch is not the cache's.
         """
-        if self.valid is not None and self.valid.shape[0] != valid.shape[0]:
-            raise UsageError(
-                f"the cache holds {self.valid.shape[0]} sequences but the call has "
-                f"{valid.shape[0]}; give the cache of the same batch."
-            )
         start, rows = self.seen, valid.shape[1]
         table = _text_rows(valid) if token_map is None else token_map
         self.position_ids = _grown(self.position_ids, position_ids)

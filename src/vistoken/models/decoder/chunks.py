@@ -32,6 +32,6 @@ def refuse_split_media(state: SequenceState, mechanism: str) -> None:
     media = TOKEN.get(state.token_map, "media").gather(1, first[:, None])[:, 0]
     if bool(((before >= 0) & (before == media)).any()):
         raise UsageError(
-            f"the mechanism {mechanism!r} needs every medium in one call, but this one opens inside "
-            "a medium; move the edge of the piece, or generate without prefill_chunk_size."
+            f"the mechanism {mechanism!r} needs every medium in one call, but this one opens "
+            "inside a medium; move the edge of the piece, or generate without prefill_chunk_size."
         )

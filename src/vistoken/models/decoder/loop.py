@@ -181,6 +181,7 @@ def _enter_rows(state: SequenceState) -> int:
     if not isinstance(state.cache, SparseCache):
         return 0
     started = state.cache.seen
+    state.cache.check_batch(state.valid.shape[0])
     counted = state.cache.positions_for(state.valid.shape[1])
     if counted is not None:
         state.position_ids = counted
@@ -207,6 +208,7 @@ def _positions(hidden: Tensor, position_ids: Tensor | None, cache: Cache | None)
     if position_ids is None:
         steps = torch.arange(rows, device=hidden.device)
         if isinstance(cache, SparseCache) and cache.next_positions is not None:
+            cache.check_batch(batch)
             return cache.next_positions[:, None] + steps
         seen = 0 if cache is None else cache.get_seq_length()
         position_ids = (steps + seen).unsqueeze(0)
@@ -217,7 +219,9 @@ def _valid_rows(hidden: Tensor, attention_mask: AttentionMask, token_map: Tensor
     """Which rows (B, n) of this call are no padding."""
     rows = hidden.shape[1]
     if is_padding_mask(attention_mask):
-        return cast(Tensor, attention_mask)[:, -rows:].to(hidden.device, torch.bool)
+        mask = cast(Tensor, attention_mask)[:, -rows:].bool()
+        # a model on the meta device is run for its costs: what rows are must stay known
+        return mask if hidden.is_meta else mask.to(hidden.device)
     if token_map is not None:  # a ready mask does not say which rows are padding
         return TOKEN.get(token_map, "kind") != TokenKind.PAD
     return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
