@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -246,7 +247,7 @@ def test_shared_to_split_keeps_the_logits(build_pico: Callable[..., Any], pictur
     ).loss.backward()
     optimiser.step()
     weights = [projectors[str(layer)].linear_1.weight for layer in range(3)]
-    assert all((a - b).abs().max() > 1e-6 for a, b in zip(weights, weights[1:], strict=False))
+    assert all((a - b).abs().max() > 1e-6 for a, b in itertools.pairwise(weights))
 
 
 def test_splitting_needs_something_to_split(pico_saisa: Any, pico: Any) -> None:
@@ -316,7 +317,8 @@ def test_projectors_are_a_part_of_their_own(build_pico: Callable[..., Any]) -> N
     only = stage(mechanisms={"train": "full", "lr": 1e-3})
     apply_groups(model, only)
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
-    assert trained and all(
+    assert trained
+    assert all(
         n.startswith("model.mechanisms.saisa.projectors.shared") for n in trained
     )
     assert {g["name"] for g in optimizer_groups(model, only)} == {
@@ -334,7 +336,8 @@ def test_lora_beside_saisa(build_pico: Callable[..., Any], picture: Any) -> None
     )
     apply_groups(model, both)
     adapters = [n for n, _ in model.named_parameters() if "lora_" in n]
-    assert adapters and not any("mechanisms" in n for n in adapters)
+    assert adapters
+    assert not any("mechanisms" in n for n in adapters)
     before = text_logits(model, inputs)[0]
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -367,7 +370,8 @@ def test_spatial_tokens_stay_in_the_text_stream(
         found = model(**inputs)
     kinds = TOKEN.get(found.token_map, "kind")
     spatial, visual = kinds == TokenKind.SPATIAL, kinds == TokenKind.VISUAL
-    assert spatial.sum() == 3 * 2 and visual.sum() == 3 * 16
+    assert spatial.sum() == 3 * 2
+    assert visual.sum() == 3 * 16
     expected = overwritten(model, inputs, visual)
     rows = (inputs["attention_mask"] == 1) & ~visual
     torch.testing.assert_close(found.logits[rows], expected[rows], rtol=0, atol=1e-4)
