@@ -145,7 +145,7 @@ def plan_release(
         views=settings.views,
         connector=[{"part": importer.part, "options": options}],
         layout=settings.layout,
-        mechanisms=_mechanisms(release, importer, tensors, text),
+        mechanisms=[*_mechanisms(release, importer, tensors, text), *_configured(release)],
         language_model=LanguageRecipe(source=str(base_dir), config=text),
     )
     config = recipe.model_config_for()
@@ -254,6 +254,17 @@ def _mechanisms(
             f"{file_of(release.directory, release.weights)}: {error}; fetch the release again"
         ) from error
     return [{"part": importer.mechanism, "options": options}]
+
+
+def _configured(release: Release) -> list[dict[str, Any] | str]:
+    """Mechanisms without weights, which the release's config alone asks for."""
+    specs: list[dict[str, Any] | str] = []
+    for name in part_names("importer"):
+        importer = load_part("importer", name)
+        options = importer.configured_options(release.config, release.directory)
+        if options is not None:
+            specs.append({"part": importer.mechanism, "options": options})
+    return specs
 
 
 def _account(release: Release, model: nn.Module, names: dict[str, str], vocab_size: int) -> Ledger:

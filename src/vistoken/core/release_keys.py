@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -59,6 +60,24 @@ class ReleaseKeys(ABC):
             WeightsError: They belong to a language model of other layers.
         """
         return {}
+
+    @classmethod
+    def configured_options(
+        cls, config: Mapping[str, Any], directory: Path
+    ) -> dict[str, Any] | None:
+        """Options of the mechanism where a release's config asks for it, and no tensor does.
+
+        Args:
+            config: The release's ``config.json``.
+            directory: Where it lies.
+
+        Returns:
+            The options, or None where the config does not ask for the mechanism.
+
+        Raises:
+            WeightsError: The release lacks a file that the mechanism needs.
+        """
+        return None
 
     @staticmethod
     def mechanism_names(state: Mapping[str, Tensor]) -> dict[str, str]:

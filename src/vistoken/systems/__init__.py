@@ -137,6 +137,13 @@ PARTS: tuple[PartEntry, ...] = (
     ),
     PartEntry(
         "importer",
+        "yopo",
+        f"{_HERE}.yopo.release_keys:YopoKeys",
+        "options and head mask of official YOPO releases, whose weights are LLaVA's",
+        _YOPO,
+    ),
+    PartEntry(
+        "importer",
         "saisa",
         f"{_HERE}.saisa.release_keys:SaisaKeys",
         "parameter names of official SAISA releases",

@@ -1,0 +1,124 @@
+"""Prefill time of YOPO's drop mode against the dense model, beside the ratio of their FLOPs.
+
+    python benchmarks/yopo_prefill.py [--rounds 12] [--threads 2] [--out FILE]
+
+A random Llama of hidden size 1,024 and 8 layers reads one picture of 24x24 tokens between 35 and
+64 tokens of text; window 5, no visual row from layer 4 on, half of the heads from layer 2 on, half
+of the FFN. FLOPs are counted from the plans: what is multiplied, attention as full rectangles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from paired import Times, compare, machine, take_turns, write
+from transformers import LlamaConfig, LlamaModel
+
+from vistoken.core.parts import grid_token_map
+from vistoken.core.tables import VIEW
+from vistoken.models.decoder import MechanismContext, MechanismStack, run_decoder
+from vistoken.models.plan_cost import count_plans, prompt_map
+from vistoken.systems.yopo.config import YopoConfig
+from vistoken.systems.yopo.mechanism import Yopo
+
+GRID, BEFORE, AFTER = 24, 35, 64
+LAYERS, HEADS, CUT = 8, 16, 4
+RESULT = Path(__file__).parent / "results" / "yopo_prefill.json"
+
+
+def make_model() -> LlamaModel:
+    """Build the random text model."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        vocab_size=1024,
+        attn_implementation="sdpa",
+    )
+    return LlamaModel(config).eval()
+
+
+def make_prompt() -> torch.Tensor:
+    """TokenMap (1, n, K) of the prompt."""
+    view = VIEW.make(1, height=14 * GRID, width=14 * GRID)[0]
+    return prompt_map([grid_token_map(view, (GRID, GRID))], BEFORE, AFTER)
+
+
+@torch.inference_mode()
+def prefill(model: LlamaModel, embeds: torch.Tensor, **call: Any) -> Times:
+    """Run one prompt; with a stack through the loop, without one the stock model."""
+    forward = partial(run_decoder, model) if "stack" in call else model
+    started = time.perf_counter()
+    forward(inputs_embeds=embeds, use_cache=True, **call)
+    return {"prefill": time.perf_counter() - started}
+
+
+def main() -> None:
+    """Measure, print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model, table = make_model(), make_prompt()
+    embeds = torch.randn(1, table.shape[1], model.config.hidden_size)
+    half = "1" * (HEADS // 2) + "0" * (HEADS // 2)
+    config = YopoConfig(
+        mode="drop",
+        window=5,
+        layer_cut=CUT,
+        head_keep=("1" * HEADS,) * 2 + (half,) * (LAYERS - 2),
+        mlp_ratio=2,
+    )
+    stack = MechanismStack([Yopo(config, MechanismContext(model.config, feature_width=0))])
+    counted = {
+        "yopo": count_plans(model, stack, table),
+        "dense": count_plans(model, MechanismStack([]), table),
+    }
+    measured = take_turns(
+        {
+            "dense": partial(prefill, model, embeds),
+            "yopo": partial(prefill, model, embeds, stack=stack, token_map=table),
+            "dense_again": partial(prefill, model, embeds),
+        },
+        rounds=options.rounds,
+    )
+    base = measured["dense"]["prefill"]
+    result = {
+        "what": "prefill of YOPO in drop mode / of the dense stock model",
+        "model": f"llama, hidden 1024, {LAYERS} layers, {HEADS} heads, float32",
+        "tokens": {"visual": GRID * GRID, "text": BEFORE + AFTER},
+        "options": config.options(),
+        "flop_ratio": round(counted["yopo"].prefill.flops / counted["dense"].prefill.flops, 4),
+        "visual_flop_ratio_paper_rule": round(
+            counted["yopo"].prefill.visual_flops(25)
+            / counted["dense"].prefill.visual_flops(GRID * GRID),
+            4,
+        ),
+        "cache_ratio": round(
+            counted["yopo"].prefill.cache_values / counted["dense"].prefill.cache_values, 4
+        ),
+        "rounds": options.rounds,
+        "threads": options.threads,
+        "time_ratio": compare(measured["yopo"]["prefill"], base),
+        "dense_to_dense": compare(measured["dense_again"]["prefill"], base),
+        "machine": machine(),
+    }
+    write(options.out, result)
+    for name in ("time_ratio", "dense_to_dense"):
+        row = result[name]
+        print(f"{name:15} {row['ratio']:.4f}  [{row['low']:.4f}, {row['high']:.4f}]")
+    print(f"{'flop_ratio':15} {result['flop_ratio']:.4f}")
+
+
+if __name__ == "__main__":
+    main()
