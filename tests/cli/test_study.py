@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_plan_of_the_packages_study(vistoken, tmp_path):
     plan = vistoken("study", "spatial-tokens", "--size", "small", "--dry-run", "--json").data
     assert plan["cells"][:2] == ["mlp/0", "sp-cropping/0"]

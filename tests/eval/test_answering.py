@@ -54,10 +54,10 @@ def question(image, text, answer, before=()):
     return Question("test", "x", "name", Example("test", read, images, "name"), answer)
 
 
-def ask(model, processor, method, questions):
+def ask(model, processor, method, questions, longest=LONGEST):
     make = PromptMaker(model, processor, PixelEncoder(processor))
     answers = [one.answer for one in questions]
-    return Answerer(model, processor, method, LONGEST)(make(questions), answers)
+    return Answerer(model, processor, method, longest)(make(questions), answers)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,17 @@ def test_answers_that_end_are_decided_without_writing(talkative, images, monkeyp
     wrong = ask(model, processor, "forced", [question(*everything[plain], "zebra")])[0]
     assert not wrong.right
     assert not wrong.complete
+
+
+def test_answers_longer_than_allowed_are_cut_alike(talkative, images):
+    model, processor = talkative
+    for image in images:
+        spoken = ask(model, processor, "generate", [question(image, q, "x") for q in QUESTIONS])
+        asked = [question(image, q, a.text) for q, a in zip(QUESTIONS, spoken, strict=True)]
+        for longest in (1, 2, LONGEST - 1):
+            forced = ask(model, processor, "forced", asked, longest)
+            written = ask(model, processor, "generate", asked, longest)
+            assert [(a.right, a.text) for a in forced] == [(a.right, a.text) for a in written]
 
 
 def _never(*_, **__):

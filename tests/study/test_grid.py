@@ -69,6 +69,7 @@ def test_faulty_studies(tmp_path, study_file):
         make_grid(load_study(study_file), "big")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", "full", "kernels"])
 def test_the_study_of_spatial_tokens_builds_at_every_size(size):
     assert "spatial-tokens" in study_names()

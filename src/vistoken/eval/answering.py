@@ -114,7 +114,7 @@ class Answerer:
         wanted = [label for label in asked.row.labels if label != IGNORE]
         ends = self._end_tokens()
         for place, (token, right) in enumerate(zip(said, wanted, strict=True)):
-            if token in ends:
+            if token in ends or place == self.max_new_tokens:
                 text = self._text(said[:place])
                 return Answer(exact_match(text, answer), text)
             if token != right:

@@ -38,7 +38,7 @@ class Question:
     @property
     def cluster(self) -> str:
         """What is drawn as one in a bootstrap: the pictures, or the question without one."""
-        return "|".join(image.name for image in self.example.images) or self.id
+        return "|".join(image_paths(self.example.messages)) or self.id
 
 
 @dataclass(frozen=True)

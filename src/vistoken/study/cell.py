@@ -20,6 +20,7 @@ from vistoken.study.data import StudyData
 from vistoken.study.grid import Cell, fingerprint
 from vistoken.study.settings import Asking
 from vistoken.train.config import recipe_config
+from vistoken.train.run import DONE as STAGE_DONE
 from vistoken.train.run import MODEL, train
 from vistoken.train.settings import RunConfig
 from vistoken.train.trained import write_atomically
@@ -38,6 +39,7 @@ class CellRunner:
         output: Folder of the study.
         data: What is trained on and asked.
         asking: How.
+        baseline: Arm that is also asked about grey pictures, if any is.
         cache: Feature cache that all cells share; None encodes pictures every time.
         progress: Told what is done, the number done and the total.
     """
@@ -45,6 +47,7 @@ class CellRunner:
     output: Path
     data: StudyData
     asking: Asking
+    baseline: str
     cache: Path | None
     progress: Tell | None = None
 
@@ -75,6 +78,7 @@ class CellRunner:
                 cell.seed,
                 self.data.digests(),
                 self.asking.model_dump(mode="json"),
+                cell.arm == self.baseline,
             ]
         )
 
@@ -108,24 +112,22 @@ class CellRunner:
         begun = (config.output / "config.yaml").is_file()
         train(config, resume=begun, progress=self._named(cell))
         summary = self._ask(cell, config)
-        record = json.loads((config.output / "run.json").read_text(encoding="utf-8"))
+        stages = {stage.name: config.output / "stages" / stage.name for stage in config.stages}
         result = {
             "arm": cell.arm,
             "seed": cell.seed,
-            "training": {"wall_s": record["wall_s"], "stages": record["stages"]},
+            "training": {name: _read(stage / STAGE_DONE) for name, stage in stages.items()},
             "tasks": summary["tasks"],
         }
         write_json(folder / DONE, result)
-        for stage in (config.output / "stages").iterdir():
-            for checkpoint in stage.glob("checkpoint-*"):
+        for stage in stages.values():
+            for checkpoint in stage.glob("checkpoint-*"):  # none of them is needed any more
                 shutil.rmtree(checkpoint)
         return result
 
     def read(self, cell: Cell) -> dict[str, Any]:
         """What a finished cell wrote."""
-        text = (self.folder(cell) / DONE).read_text(encoding="utf-8")
-        result: dict[str, Any] = json.loads(text)
-        return result
+        return _read(self.folder(cell) / DONE)
 
     def model(self, cell: Cell) -> Path:
         """Folder of a cell's trained model."""
@@ -141,7 +143,7 @@ class CellRunner:
         options = EvalOptions(
             self.asking.method,
             self.asking.max_new_tokens,
-            self.asking.grey,
+            self.asking.grey and cell.arm == self.baseline,
             self.data.train,
             self.asking.limit,
             self.cache,
@@ -161,3 +163,8 @@ class CellRunner:
             tell(f"{cell.name}: {what}", done, total)
 
         return named
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values

@@ -11,6 +11,7 @@ from pathlib import Path
 from vistoken.core.errors import DataError, UsageError
 from vistoken.data.reading import open_rows
 from vistoken.data.scenes import make_scenes
+from vistoken.data.scenes.v1 import make_set
 from vistoken.study.grid import file_digest
 from vistoken.study.settings import Data
 from vistoken.train.trained import write_atomically
@@ -56,9 +57,8 @@ def prepare(data: Data, given: Path | None, output: Path, progress: Tell | None)
     if given is None and not root.exists():
         if not data.scenes:
             raise UsageError("this study composes no scenes; give a folder of data with --data")
-        make_scenes(
-            root, scenes=dict(data.scenes), seed=data.seed, source=data.source, progress=progress
-        )
+        make = make_scenes if data.set == "plain" else make_set
+        make(root, scenes=dict(data.scenes), seed=data.seed, source=data.source, progress=progress)
     files = {split: _split(root, split) for split in dict.fromkeys((data.train, *data.tasks))}
     if data.kinds is not None:
         files = {split: _keep(path, data.kinds, output / "data") for split, path in files.items()}

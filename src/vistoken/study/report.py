@@ -14,7 +14,8 @@ from vistoken.study.statistics import Seeds, accuracy, difference
 LEGEND = (
     "Exact match of the greedy answer in percent, [95 % interval]: seeds and pictures are both "
     "drawn with replacement. Differences are arm minus baseline on the same questions at the same "
-    "seed. No correction for the number of comparisons: of twenty intervals one misses by chance."
+    "seed; p is McNemar's exact test over all seeds, which takes questions for independent. There "
+    "is no correction for the number of comparisons: of twenty intervals one misses by chance."
 )
 
 
@@ -138,7 +139,8 @@ def _only(arm: Seeds, task: str, kinds: Sequence[str]) -> Seeds:
 
 def _training_seconds(grid: Grid, runner: CellRunner, arm: str) -> list[float]:
     done = [cell for cell in grid.cells if cell.arm == arm and runner.is_done(cell)]
-    return [round(float(runner.read(cell)["training"]["wall_s"]), 1) for cell in done]
+    stages = [runner.read(cell)["training"].values() for cell in done]
+    return [round(sum(float(stage["seconds"]) for stage in cell), 1) for cell in stages]
 
 
 def _accuracies(report: Mapping[str, Any], task: str) -> list[str]:
@@ -165,7 +167,7 @@ def _differences(report: Mapping[str, Any], task: str) -> list[str]:
             cells = []
             for name in names:
                 found = rows[name]["difference"]
-                shown = percent(found, "+")
+                shown = f"{percent(found, '+')}, p={found['p']:.2g}"
                 cells.append(f"**{shown}**" if excludes_zero(found) else shown)
             lines.append(_line(arm, cells))
     return lines

@@ -52,17 +52,19 @@ def run_study(
     chosen = grid.only(only)
     output.mkdir(parents=True, exist_ok=True)
     files = prepare(grid.data, data, output, progress)
-    runner = CellRunner(output, files, grid.asking, cache or output / "features", progress)
+    features = cache or output / "features"
+    runner = CellRunner(output, files, grid.asking, grid.study.baseline, features, progress)
     for cell in grid.cells:
         runner.is_done(cell)  # a folder of another study is refused before the work
+    costs = {arm: predict(grid.arm_recipe(arm)) for arm in grid.arms}
     for number, cell in enumerate(chosen):
         if progress is not None:
             progress("cells", number, len(chosen))
         runner.run(cell)
-        write_report(grid, runner, _predicted(grid))
+        write_report(grid, runner, costs)
     if progress is not None:
         progress("cells", len(chosen), len(chosen))
-    return write_report(grid, runner, _measured(grid, runner, progress))
+    return write_report(grid, runner, _with_latency(costs, grid, runner, progress))
 
 
 def write_report(grid: Grid, runner: CellRunner, costs: dict[str, Any]) -> dict[str, Any]:
@@ -74,13 +76,10 @@ def write_report(grid: Grid, runner: CellRunner, costs: dict[str, Any]) -> dict[
     return report
 
 
-def _predicted(grid: Grid) -> dict[str, Any]:
-    return {arm: predict(grid.arm_recipe(arm)) for arm in grid.arms}
-
-
-def _measured(grid: Grid, runner: CellRunner, progress: Tell | None) -> dict[str, Any]:
-    """Costs with latency, of the first seed's models; measured once all of these are there."""
-    costs = _predicted(grid)
+def _with_latency(
+    costs: dict[str, Any], grid: Grid, runner: CellRunner, progress: Tell | None
+) -> dict[str, Any]:
+    """Costs with the latency of the first seed's models, measured once all of these are there."""
     first = {cell.arm: cell for cell in grid.cells if cell.seed == grid.study.seeds[0]}
     if not grid.study.latency_rounds or not all(runner.is_done(cell) for cell in first.values()):
         return costs

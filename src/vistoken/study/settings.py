@@ -25,8 +25,8 @@ class Data(_Strict):
     """What is trained on and asked.
 
     Args:
-        source: ``icons`` or ``shapes``: what the scenes are composed from where no folder of data
-            is given.
+        set: Set that is composed where no folder of data is given, as ``data make`` names it.
+        source: ``icons`` or ``shapes``: what its scenes are composed from.
         scenes: Scenes of each split that are composed.
         seed: Of the scenes.
         train: Split that is trained on.
@@ -34,6 +34,7 @@ class Data(_Strict):
         kinds: Kinds of questions that are kept in all splits; all of them when None.
     """
 
+    set: Literal["plain", "vistoken-scenes-v1"] = "plain"
     source: Literal["icons", "shapes"] = "icons"
     scenes: dict[str, int] = Field(default_factory=dict)
     seed: int = 0
@@ -48,7 +49,7 @@ class Asking(_Strict):
     Args:
         method: As in ``eval``.
         limit: Pictures of each task.
-        grey: Also ask about a grey picture.
+        grey: Also ask the baseline about grey pictures.
         groups: Further rows of the tables, name -> kinds.
         max_new_tokens: Longest answer that is written.
     """
