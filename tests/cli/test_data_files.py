@@ -37,6 +37,29 @@ def test_check_passes_and_fails(vistoken, llava, full_checkpoint):
     assert "1 of 3 samples have faults" in vistoken("data", "check", path, "--show", 0).err
 
 
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "has no rows"),
+        (b'[{"id": 1, "conversations": []},]', "a comma stands behind record 0"),
+        (b'[{"id": "\xfc"}]', "line 1, byte 9 of the file: not UTF-8"),
+        (b'{"id": "a", "messages": [], "x": NaN}\n', "line 1: not valid JSON"),
+    ],
+)
+def test_check_of_files_that_are_none(vistoken, tmp_path, data, says):
+    path = tmp_path / "rows.json"
+    path.write_bytes(data)
+    vistoken("data", "check", path).failed(3, says)
+
+
+def test_check_tells_where_ids_are_repeated(vistoken, llava):
+    path, records = llava
+    path.write_text(json.dumps([*records, records[1]]))
+    outcome = vistoken("data", "check", path)
+    assert outcome.code == 0
+    assert "record 3: sample '1'" in outcome.out.replace("\n", " ")
+
+
 def test_check_of_too_long_samples(vistoken, llava, full_checkpoint):
     path, _ = llava
     arguments = ("data", "check", path, "--model", full_checkpoint, "--max-length", 8, "--json")

@@ -110,6 +110,8 @@ def _show(report: CheckReport, show: int) -> None:
     share = report.supervised_share
     if share is not None:
         say(f"{report.supervised:,} of {report.tokens:,} tokens are supervised ({share:.1%})")
+    for where, sample in report.repeats[:show]:
+        say(f"repeated id: {where}: sample {sample!r}")
     if report.repeated_ids:
         say(f"{report.repeated_ids:,} samples have an id that another one has as well")
     say(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from vistoken.core.errors import DataError, UsageError
+from vistoken.data.check_report import CheckReport, Fault
 from vistoken.data.forms import Form, form_of
 from vistoken.data.labels import IGNORE_LABEL, EncodedConversation, encode_conversation
-from vistoken.data.reading import Rows, open_rows
+from vistoken.data.reading import open_rows
+from vistoken.data.rows import RowAt
 from vistoken.data.sampling import modality_length
 from vistoken.data.schema import (
     FaultKind,
@@ -23,105 +24,9 @@ from vistoken.data.schema import (
 )
 from vistoken.models.images import open_image
 
+__all__ = ["CheckReport", "Encode", "Fault", "ProcessorEncode", "Size", "check_file"]
+
 Size = tuple[int, int]
-_KEPT_FAULTS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing wrong with one sample.
-
-    Attributes:
-        index: Number of the sample in the file, from 0.
-        where: File and line, or number in the list.
-        id: The sample's id, empty where it has none.
-        kind: What sort of fault it is.
-        message: One sentence with place and fix.
-    """
-
-    index: int
-    where: str
-    id: str
-    kind: FaultKind
-    message: str
-
-
-@dataclass
-class CheckReport:
-    """What a check found.
-
-    Attributes:
-        form: Form the file is written in.
-        samples: Samples looked at.
-        bad_samples: Samples with at least one fault.
-        with_images: Samples with a picture.
-        images: Picture files, each counted once.
-        repeated_ids: Samples whose id stood in the file before; no fault, as released files do so.
-        kinds: Number of faults by kind.
-        faults: The first ten thousand faults.
-        lengths: Length of every sample that could be measured.
-        unit: What lengths count: `tokens`, or `words` without a model.
-        tokens: Tokens over all measured samples, 0 without a model.
-        supervised: Supervised tokens among them.
-    """
-
-    form: str
-    unit: str
-    samples: int = 0
-    bad_samples: int = 0
-    with_images: int = 0
-    images: int = 0
-    repeated_ids: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    faults: list[Fault] = field(default_factory=list)
-    lengths: Counter[int] = field(default_factory=Counter)
-    tokens: int = 0
-    supervised: int = 0
-
-    @property
-    def supervised_share(self) -> float | None:
-        """Share of supervised tokens; None without a model."""
-        return self.supervised / self.tokens if self.tokens else None
-
-    def histogram(self, bins: int = 10) -> list[tuple[int, int, int]]:
-        """Samples by length.
-
-        Args:
-            bins: Most rows of the histogram.
-
-        Returns:
-            Per row the shortest and longest length and the number of samples.
-        """
-        if not self.lengths:
-            return []
-        low, high = min(self.lengths), max(self.lengths)
-        width = max(1, -(-(high - low + 1) // bins))
-        rows = [(start, start + width - 1) for start in range(low, high + 1, width)]
-        counts: Counter[int] = Counter()
-        for length, count in self.lengths.items():
-            counts[(length - low) // width] += count
-        return [(start, stop, counts[number]) for number, (start, stop) in enumerate(rows)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON."""
-        return {
-            "form": self.form,
-            "samples": self.samples,
-            "bad_samples": self.bad_samples,
-            "with_images": self.with_images,
-            "images": self.images,
-            "repeated_ids": self.repeated_ids,
-            "faults_by_kind": dict(sorted(self.kinds.items())),
-            "faults": [asdict(fault) for fault in self.faults],
-            "length_unit": self.unit,
-            "lengths": [
-                {"from": start, "to": stop, "samples": count}
-                for start, stop, count in self.histogram()
-            ],
-            "tokens": self.tokens,
-            "supervised_tokens": self.supervised,
-            "supervised_share": self.supervised_share,
-        }
 
 
 class Encode(Protocol):
@@ -196,9 +101,10 @@ def check_file(
     chosen = form_of(rows, form)
     report = CheckReport(chosen.name, "tokens" if encode else "words")
     checker = _Checker(image_root or path.parent, chosen, encode, max_length, report)
-    for index in range(len(rows)):
-        checker.check(rows, index)
-        progress(index + 1, len(rows))
+    with rows.reader() as row_at:
+        for index in range(len(rows)):
+            checker.check(row_at, index, rows.where(index))
+            progress(index + 1, len(rows))
     report.images = len(checker.sizes)
     return report
 
@@ -214,26 +120,23 @@ class _Checker:
     # A picture is decoded once however many samples ask about it; a fault is kept as such.
     sizes: dict[str, Size | SampleFault] = field(default_factory=dict)
 
-    def check(self, rows: Rows, index: int) -> None:
+    def check(self, row_at: RowAt, index: int, where: str) -> None:
         """Look at one sample."""
-        where = rows.where(index)
         self.report.samples += 1
         faults: list[SampleFault] = []
         sample_id = ""
         try:
-            record = rows[index]
+            record = row_at(index)
             sample_id = str(record.get("id", ""))
             self._look(record, where, faults)
         except DataError as error:
             faults.append(_as_fault(error))
-        if sample_id:
-            self.report.repeated_ids += hash(sample_id) in self.ids
-            self.ids.add(hash(sample_id))
+        if sample_id and hash(sample_id) in self.ids:
+            self.report.add_repeat(where, sample_id)
+        self.ids.add(hash(sample_id))
         self.report.bad_samples += bool(faults)
         for fault in faults:
-            self.report.kinds[fault.kind] += 1
-            if len(self.report.faults) < _KEPT_FAULTS:
-                self.report.faults.append(Fault(index, where, sample_id, fault.kind, str(fault)))
+            self.report.add_fault(Fault(index, where, sample_id, fault.kind, str(fault)))
 
     def _look(self, record: Mapping[str, object], where: str, faults: list[SampleFault]) -> None:
         row = self.form.read(record, where, faults.append)

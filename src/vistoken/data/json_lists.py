@@ -124,6 +124,11 @@ class _Window:
                 value, stop = decoder.raw_decode(self.text, self.at)
                 break
             except json.JSONDecodeError as error:
+                if self.text[self.at : self.at + 1] == "]":
+                    raise DataError(
+                        f"{self.path}: a comma stands behind record {number - 1}, the last one;"
+                        " take it away"
+                    ) from error
                 # An item may go on behind the window; a fault well inside it will not heal.
                 unfinished = error.msg.startswith("Unterminated") or error.pos > len(self.text) - 16
                 small = len(self.text) - self.at < _LARGEST_ITEM
@@ -131,6 +136,9 @@ class _Window:
                     raise DataError(
                         f"{self.path}, record {number}: not valid JSON ({error.msg})"
                     ) from error
+            except (ValueError, RecursionError) as error:  # far too many digits or brackets
+                where = f"{self.path}, record {number}"
+                raise DataError(f"{where}: not valid JSON ({error})") from error
         if not isinstance(value, dict):
             raise DataError(f"{self.path}, record {number}: must be a JSON object")
         self.place += len(self.text[self.at : stop].encode())
@@ -142,9 +150,25 @@ class _Window:
         try:
             new = self.read(max(_CHUNK, len(kept)))
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.path} is not UTF-8 ({error.reason}); encode it so") from error
+            place = _first_bad_byte(self.path)
+            raise DataError(
+                f"{self.path}, {place}: not UTF-8 ({error.reason}); encode the file so"
+            ) from error
         self.text, self.at = kept + new, 0
         return bool(new)
+
+
+def _first_bad_byte(path: Path) -> str:
+    """Line and byte of what is no UTF-8; read again, as text readers decode far ahead."""
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number}, byte {start + error.start} of the file"
+            start += len(line)
+    return "at its end"
 
 
 def _bom_length(path: Path) -> int:

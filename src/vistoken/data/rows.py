@@ -137,14 +137,21 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
         SampleFault: It is damaged or no object.
     """
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_constant=_no_number)
     except UnicodeDecodeError as error:
-        raise SampleFault("json", f"{where}: not UTF-8 ({error.reason}); encode it so") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise SampleFault("json", f"{where}: not valid JSON ({error})") from error
+        raise SampleFault(
+            "json", f"{where}: not UTF-8 ({error.reason} at byte {error.start}); encode it so"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        comma = "; take away the comma at its end" if data.rstrip()[-1:] == b"," else ""
+        raise SampleFault("json", f"{where}: not valid JSON ({error}){comma}") from error
     if not isinstance(value, dict):
         raise SampleFault("json", f"{where}: must be a JSON object")
     return value
+
+
+def _no_number(name: str) -> object:
+    raise ValueError(f"{name} is no JSON number; write null or leave the key out")
 
 
 def file_stamp(path: Path) -> tuple[int, int]:

@@ -196,6 +196,8 @@ def _read_message(content: object, role: Role, place: str, report: Report) -> li
                 " write one image part per mark, or no marks at all",
             )
         )
+    elif not _is_text(text):
+        report(_schema(f"{place}: the text holds half of a surrogate pair; write the whole one"))
     elif not images and not text.strip():
         report(
             SampleFault("empty", f"{place}: the text is empty; write it or leave the message out")
@@ -203,6 +205,15 @@ def _read_message(content: object, role: Role, place: str, report: Report) -> li
     else:
         return _without_marks(parts) if marks else parts
     return None
+
+
+def _is_text(text: str) -> bool:
+    """False for half of a surrogate pair, which JSON can write and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_content(content: object, place: str) -> list[Part]:

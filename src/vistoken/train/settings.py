@@ -204,7 +204,8 @@ class RunConfig(_Strict):
         recipe: Recipe name, recipe file, or a checkpoint directory to go on from.
         start: From the recipe's parts with ``new`` weights of ours, or from the ``trained`` weights
             that come with the package. A checkpoint directory's own are always gone on from.
-        data: Files of the messages schema (``.jsonl``), or LLaVA's lists (``.json``).
+        data: What ``data check`` reads: the messages schema, LLaVA's or ShareGPT's records, as JSON
+            Lines, a JSON list, Parquet, or a folder that ``datasets`` saved.
         validation: Files for validation losses and name retrievals, never trained on.
         image_root: Folder of the image paths; each data file's own when None.
         output: Folder of the run.
@@ -215,7 +216,8 @@ class RunConfig(_Strict):
             hardware computes in it.
         attention: Attention function of the language model, ``sdpa`` or ``flex`` (CUDA only, for
             packed rows); None keeps the one that the model was loaded with.
-        on_bad_sample: A faulty row or picture is an ``error``, or ``skip`` reports and counts it.
+        on_bad_sample: A faulty row or picture is an ``error``, or ``skip`` counts it and names it
+            in ``left_out.jsonl``.
         report_to: Trackers beside ``metrics.jsonl``, none by default; ``wandb`` and ``trackio``
             may use the network as their own settings say.
         stages: Stages in order.
