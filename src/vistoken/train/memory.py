@@ -2,34 +2,35 @@
 
 Weights, gradients and optimiser state are counted. Activations are those that the backward pass
 reads again: the forward pass of one micro-batch runs on the meta device and every tensor that
-autograd saves is added up, once per storage. Left out are the workspace of kernels, fragments of
-the allocator and the runtime's own share.
+autograd saves is added up, once per storage. Only what an objective runs is run: towers where they
+are trained, the language model where its loss needs it. Left out are the workspace of kernels,
+fragments of the allocator and the runtime's own share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface
+from torch import nn
 
 from vistoken.core.errors import UsageError
-from vistoken.core.tables import VIEW
 from vistoken.models.modeling import VistokenForConditionalGeneration
-from vistoken.models.pipeline import PipelineSpec, anchor_rows
+from vistoken.models.pipeline import PipelineSpec
 from vistoken.train.groups import apply_groups, part_parameters
 from vistoken.train.loss import chunk_rows
+from vistoken.train.memory_probe import BatchShape, count_activations, saved_bytes
+from vistoken.train.objectives import find_objective
 from vistoken.train.settings import StageConfig
+
+__all__ = ["Sharding", "StageMemory", "predict_memory", "saved_bytes"]
 
 Sharding = Literal["none", "zero2", "zero3", "fsdp2"]
 
-_PROBE = "vistoken_memory"
 _FLOAT32 = 4
 _ADAM = 2 * _FLOAT32  # two moments
+_WORDS = 512  # that an alignment chooses from: about what the packaged scenes name
 # of each weight, scales included: one per row; one float32 in eight bits per 64, and their own
 _QUANTIZED = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 
@@ -46,7 +47,8 @@ class StageMemory:
         activations: Saved for the backward pass; with checkpointing, the layers' inputs and one
             layer's own.
         loss: Logits and what their gradient needs, one slice of positions at a time.
-        sequence: Tokens of a sample that this was computed for.
+        sequence: Tokens of a sample that this was computed for; without the language model those
+            of its picture.
         visual_tokens: Visual tokens among them.
         samples: Samples of a micro-batch.
     """
@@ -67,16 +69,6 @@ class StageMemory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.loss
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """One micro-batch."""
-
-    samples: int
-    length: int
-    visual: int
-    supervised: int
-
-
 def predict_memory(
     model: VistokenForConditionalGeneration,
     spec: PipelineSpec,
@@ -85,11 +77,14 @@ def predict_memory(
     bf16: bool = True,
     length: int | None = None,
     supervised: int | None = None,
+    samples: int | None = None,
     image_size: tuple[int, int] | None = None,
     devices: int = 1,
     sharding: Sharding = "none",
 ) -> StageMemory:
     """Predict the memory of a stage.
+
+    Of a trained tower, layers behind the one that is read get no gradient but are counted.
 
     Args:
         model: The model on the meta device; adapters are injected and its types are changed.
@@ -98,39 +93,37 @@ def predict_memory(
         bf16: The language model and the arithmetic are in bfloat16.
         length: Tokens of every sample, visual ones included; ``stage.max_length`` when None.
         supervised: Supervised tokens of every sample; all its text when None.
+        samples: Samples of a micro-batch; ``stage.images_per_step`` when None.
         image_size: (height, width) of each sample's picture; the tower's nominal one when None.
         devices: Number of devices.
         sharding: What is divided among them: nothing, gradients and optimiser state (``zero2``),
             or the weights too.
 
     Raises:
-        UsageError: The picture alone is longer than a sample, or the towers are trained.
+        UsageError: The picture alone is longer than a sample.
     """
     if devices < 1:
         raise UsageError(f"devices must be at least 1, got {devices}")
-    if stage.group("vision").train != "frozen":
-        raise UsageError(
-            f"stage {stage.name!r} trains the vision towers; their memory is not predicted"
-        )
     apply_groups(model, _in_full_precision(stage))
     table = spec.view_function().view_table(*(image_size or spec.towers[0].size))
     visual = len(model.model.plan.arrange(table).order)
-    length = stage.max_length if length is None else length
-    if length <= visual:
+    runs_language = find_objective(stage.objective).runs_language_model
+    if length is None:
+        length = stage.max_length if runs_language else visual
+    if runs_language and length <= visual:
         raise UsageError(
             f"stage {stage.name!r}: the picture alone has {visual} tokens, a sample has {length}; "
             "raise the length"
         )
     text = length - visual
-    shape = _Shape(stage.images_per_step, length, visual, min(supervised or text, text))
+    shape = BatchShape(
+        samples or stage.images_per_step, length, visual, min(supervised or text, text)
+    )
     weights, trained, matrices = _weights(model, stage, bf16)
-    next_token = stage.group("language").train != "frozen" or stage.objective == "next-token"
-    loss = activations = 0
-    if next_token:
-        activations = _activations(model, stage, table, shape, bf16)
-        # autocast keeps a copy of every trained matrix in its own type
-        activations += 2 * matrices if bf16 else 0
-        loss = _loss(model, shape, bf16)
+    activations = count_activations(model, stage, table, shape, bf16)
+    # autocast keeps a copy of every trained matrix in its own type
+    activations += 2 * matrices if bf16 else 0
+    loss = _loss(model, shape, bf16) if runs_language else _alignment_loss(model, shape)
     return StageMemory(
         stage=stage.name,
         weights=-(-weights // (devices if sharding in ("zero3", "fsdp2") else 1)),
@@ -176,71 +169,7 @@ def _weights(
     return int(total), int(trained), int(matrices)
 
 
-def _activations(
-    model: VistokenForConditionalGeneration,
-    stage: StageConfig,
-    table: Tensor,
-    shape: _Shape,
-    bf16: bool,
-) -> int:
-    model.to(torch.bfloat16 if bf16 else torch.float32)
-    model.train()
-    saved = _Saved(model)
-    with _probed(model):
-        with saved:
-            embeddings = _embed(model, table, shape)
-        outside = saved.bytes
-        saved.bytes = 0
-        with saved:
-            states = _decode(model, embeddings, shape)
-        inside = saved.bytes
-    if not states.requires_grad:
-        return 0
-    if not stage.checkpointing:
-        return outside + inside
-    layers = int(model.config.text_config.num_hidden_layers)
-    kept = layers * embeddings.numel() * embeddings.element_size()
-    return outside + kept + inside // layers
-
-
-def _embed(model: VistokenForConditionalGeneration, table: Tensor, shape: _Shape) -> Tensor:
-    """Embeddings (B, n, D) with the pictures' tokens in front."""
-    core = model.model
-    words: Any = core.get_input_embeddings()
-    device, dtype = words.weight.device, words.weight.dtype
-    maps = []
-    for row in anchor_rows(table):
-        view = table[row]
-        height, width = (int(VIEW.get(view, side).item()) for side in ("height", "width"))
-        grids = [tower.input.grid_of(height, width) for tower in core.plan.spec.towers]
-        maps.append(
-            tuple(
-                torch.empty(*grid, tower.width, dtype=dtype, device=device)
-                for grid, tower in zip(grids, core.plan.spec.towers, strict=True)
-            )
-        )
-    tables = torch.cat([table] * shape.samples)
-    features = model.get_image_features(tower_features=maps * shape.samples, view_table=tables)
-    ids = torch.zeros(shape.samples, shape.length - shape.visual, dtype=torch.int64, device=device)
-    text = words(ids)
-    return torch.cat([torch.stack(list(features.pooler_output)).to(text), text], dim=1)
-
-
-def _decode(model: VistokenForConditionalGeneration, embeddings: Tensor, shape: _Shape) -> Tensor:
-    batch, length, _ = embeddings.shape
-    mask = torch.ones(batch, 1, length, length, dtype=torch.bool, device=embeddings.device)
-    positions = torch.zeros(batch, length, dtype=torch.int64, device=embeddings.device)
-    outputs = model.model.language_model(
-        inputs_embeds=embeddings,
-        attention_mask=mask,
-        position_ids=positions,
-        use_cache=False,
-    )
-    hidden: Tensor = outputs.last_hidden_state
-    return hidden
-
-
-def _loss(model: VistokenForConditionalGeneration, shape: _Shape, bf16: bool) -> int:
+def _loss(model: VistokenForConditionalGeneration, shape: BatchShape, bf16: bool) -> int:
     """Logits, their float32 copy and log-probabilities of one slice; the copy's gradient."""
     vocabulary = int(model.lm_head.weight.shape[0])
     rows = min(shape.samples * shape.supervised, chunk_rows(vocabulary))
@@ -248,77 +177,8 @@ def _loss(model: VistokenForConditionalGeneration, shape: _Shape, bf16: bool) ->
     return rows * vocabulary * copies
 
 
-class _Saved:
-    """Adds up what autograd saves inside, each storage once, parameters not at all."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.bytes = 0
-        self._alive: list[Tensor] = []
-        self._known = {_key(parameter) for parameter in model.parameters()}
-        self._hooks: Any = None
-
-    def __enter__(self) -> _Saved:
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        if _key(tensor) not in self._known:
-            self._known.add(_key(tensor))
-            self._alive.append(tensor.detach())  # a freed storage's key is given out again
-            self.bytes += tensor.untyped_storage().nbytes()
-        return tensor
-
-
-def saved_bytes(model: nn.Module, forward: Any) -> int:
-    """Bytes that autograd saves while ``forward()`` runs, parameters of the model not counted."""
-    saved = _Saved(model)
-    with saved:
-        result = forward()
-    del result
-    return saved.bytes
-
-
-def _key(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-class _FusedAttention(torch.autograd.Function):
-    """Attention that saves what fused kernels do: its inputs, its output and one sum per row."""
-
-    @staticmethod
-    def forward(
-        context: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        output = query.new_empty(*query.shape[:-1], value.shape[-1])
-        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        # kernels take a mask in the inputs' type, so every layer makes its own
-        own = None if mask is None else mask.to(query.dtype, copy=True)
-        context.save_for_backward(query, key, value, output, sums, own)
-        return output
-
-
-def _attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any
-) -> tuple[Tensor, None]:
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-    output: Tensor = _FusedAttention.apply(query, key, value, mask)  # type: ignore[no-untyped-call]
-    return output.transpose(1, 2).contiguous(), None
-
-
-@contextmanager
-def _probed(model: VistokenForConditionalGeneration) -> Iterator[None]:
-    """The language model with fused attention's footprint, whatever this device would choose."""
-    AttentionInterface.register(_PROBE, _attend)
-    config = model.model.language_model.config
-    before = config._attn_implementation
-    config._attn_implementation = _PROBE
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+def _alignment_loss(model: VistokenForConditionalGeneration, shape: BatchShape) -> int:
+    """Tokens centred, normalised and their gradients; cosines, their logarithms and gradients."""
+    tokens = shape.samples * shape.visual
+    width = int(model.config.text_config.hidden_size)
+    return 3 * _FLOAT32 * tokens * (width + _WORDS)

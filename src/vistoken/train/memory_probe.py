@@ -1,0 +1,238 @@
+"""What the backward pass of a micro-batch reads again, counted on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from vistoken.core.tables import VIEW
+from vistoken.models.modeling import VistokenForConditionalGeneration
+from vistoken.models.pipeline import anchor_rows
+from vistoken.train.objectives import find_objective
+from vistoken.train.settings import StageConfig
+
+_PROBE = "vistoken_memory"
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """One micro-batch."""
+
+    samples: int
+    length: int
+    visual: int
+    supervised: int
+
+
+def count_activations(
+    model: VistokenForConditionalGeneration,
+    stage: StageConfig,
+    table: Tensor,
+    shape: BatchShape,
+    bf16: bool,
+) -> int:
+    """Bytes that autograd saves in a forward pass of one micro-batch.
+
+    Args:
+        model: The model on the meta device, its parts already frozen or not.
+        stage: The stage.
+        table (Tensor): (V, K) int64, views of one picture.
+        shape: The micro-batch.
+        bf16: The arithmetic is in bfloat16.
+    """
+    model.to(torch.bfloat16 if bf16 else torch.float32)
+    model.train()
+    saved = _Saved(model)
+    maps = _maps(model, table)
+    towers = 0
+    with _probed(model):
+        if stage.group("vision").train != "frozen":
+            with saved:
+                encoded = _encode(model, table, shape.samples)
+            towers = _kept(saved.take(), _tower_layers(model), stage.checkpointing, encoded)
+        with saved:
+            features = model.get_image_features(
+                tower_features=maps * shape.samples,
+                view_table=torch.cat([table] * shape.samples),
+            )
+        connector = saved.take()
+        if not find_objective(stage.objective).runs_language_model:
+            return towers + connector
+        with saved:
+            embeddings = _embed(model, list(features.pooler_output), shape)
+        connector += saved.take()
+        with saved:
+            states = _decode(model, embeddings, shape)
+    if not states.requires_grad and not towers:
+        return 0
+    layers = int(model.config.text_config.num_hidden_layers)
+    return towers + connector + _kept(saved.take(), layers, stage.checkpointing, embeddings)
+
+
+def _kept(saved: int, layers: int, checkpointing: bool, states: Tensor) -> int:
+    """What layers keep for the backward pass; with checkpointing their inputs and one's own."""
+    if not checkpointing or not layers:
+        return saved
+    return layers * states.numel() * states.element_size() + saved // layers
+
+
+def _tower_layers(model: VistokenForConditionalGeneration) -> int:
+    """Layers of the towers that can be recomputed."""
+    modules = (module for tower in model.model.towers() for module in tower.modules())
+    return sum(isinstance(module, GradientCheckpointingLayer) for module in modules)
+
+
+def _encode(model: VistokenForConditionalGeneration, table: Tensor, samples: int) -> Tensor:
+    """Run the towers on a micro-batch's views; gives what the first one passes on, (B, n, C)."""
+    words: Any = model.model.get_input_embeddings()
+    sizes = [
+        tuple(int(VIEW.get(view, side).item()) for side in ("height", "width")) for view in table
+    ]
+    pixels = [
+        torch.empty(3, *size, dtype=words.weight.dtype, device=words.weight.device)
+        for size in sizes * samples
+    ]
+    features, _ = model.model.encode(pixels, torch.cat([table] * samples))
+    return torch.cat([maps[0].flatten(0, 1) for maps in features])
+
+
+def _maps(model: VistokenForConditionalGeneration, table: Tensor) -> list[tuple[Tensor, ...]]:
+    """Towers' feature maps of one picture; where towers are trained, as their outputs."""
+    core = model.model
+    words: Any = core.get_input_embeddings()
+    trained = any(parameter.requires_grad for parameter in core.vision_tower.parameters())
+    maps = []
+    for row in anchor_rows(table):
+        view = table[row]
+        height, width = (int(VIEW.get(view, side).item()) for side in ("height", "width"))
+        grids = [tower.input.grid_of(height, width) for tower in core.plan.spec.towers]
+        maps.append(
+            tuple(
+                torch.empty(
+                    *grid,
+                    tower.width,
+                    dtype=words.weight.dtype,
+                    device=words.weight.device,
+                    requires_grad=trained,
+                )
+                for grid, tower in zip(grids, core.plan.spec.towers, strict=True)
+            )
+        )
+    return maps
+
+
+def _embed(
+    model: VistokenForConditionalGeneration, pictures: list[Tensor], shape: BatchShape
+) -> Tensor:
+    """Embeddings (B, n, D) with the pictures' tokens in front."""
+    words: Any = model.model.get_input_embeddings()
+    text_length = shape.length - shape.visual
+    ids = torch.zeros(shape.samples, text_length, dtype=torch.int64, device=words.weight.device)
+    text = words(ids)
+    return torch.cat([torch.stack(pictures).to(text), text], dim=1)
+
+
+def _decode(
+    model: VistokenForConditionalGeneration, embeddings: Tensor, shape: BatchShape
+) -> Tensor:
+    batch, length, _ = embeddings.shape
+    mask = torch.ones(batch, 1, length, length, dtype=torch.bool, device=embeddings.device)
+    positions = torch.zeros(batch, length, dtype=torch.int64, device=embeddings.device)
+    outputs = model.model.language_model(
+        inputs_embeds=embeddings,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=False,
+    )
+    hidden: Tensor = outputs.last_hidden_state
+    return hidden
+
+
+class _Saved:
+    """Adds up what autograd saves inside, each storage once, parameters not at all."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.bytes = 0
+        self._alive: list[Tensor] = []
+        self._known = {_key(parameter) for parameter in model.parameters()}
+        self._hooks: Any = None
+
+    def __enter__(self) -> _Saved:
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    def take(self) -> int:
+        """Bytes since the last call."""
+        taken, self.bytes = self.bytes, 0
+        return taken
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        if _key(tensor) not in self._known:
+            self._known.add(_key(tensor))
+            self._alive.append(tensor.detach())  # a freed storage's key is given out again
+            self.bytes += tensor.untyped_storage().nbytes()
+        return tensor
+
+
+def saved_bytes(model: nn.Module, forward: Any) -> int:
+    """Bytes that autograd saves while ``forward()`` runs, parameters of the model not counted."""
+    saved = _Saved(model)
+    with saved:
+        result = forward()
+    del result
+    return saved.bytes
+
+
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Attention that saves what fused kernels do: its inputs, its output and one sum per row."""
+
+    @staticmethod
+    def forward(
+        context: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        # kernels take a mask in the inputs' type, so every layer makes its own
+        own = None if mask is None else mask.to(query.dtype, copy=True)
+        context.save_for_backward(query, key, value, output, sums, own)
+        return output
+
+
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any
+) -> tuple[Tensor, None]:
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    output: Tensor = _FusedAttention.apply(query, key, value, mask)  # type: ignore[no-untyped-call]
+    return output.transpose(1, 2).contiguous(), None
+
+
+@contextmanager
+def _probed(model: VistokenForConditionalGeneration) -> Iterator[None]:
+    """Language model and towers with fused attention's footprint, whatever would be chosen."""
+    AttentionInterface.register(_PROBE, _attend)
+    configs = [module.config for module in (model.model.language_model, *model.model.towers())]
+    before = [config._attn_implementation for config in configs]
+    for config in configs:
+        config._attn_implementation = _PROBE
+    try:
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation = implementation
