@@ -259,7 +259,7 @@ def test_weights_take_the_models_type() -> None:
 def test_one_slot_per_feature(picture: Any) -> None:
     model, processor = make("toy", connector=["mlp", {"part": "pool", "options": {"grid": [2, 2]}}])
     batch = inputs_for(processor, picture, 1)
-    with pytest.raises(UsageError, match="4 slots of 16 features"):
+    with pytest.raises(UsageError, match="4 tokens of 16 features"):
         model(**batch)
 
 

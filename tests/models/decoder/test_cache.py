@@ -456,7 +456,8 @@ def test_wider_attention_stays_inside_a_packed_sample(build: Build, ids: Tensor)
     inside[3:7] = True
     wider = causal | (inside[:, None] & inside[None] & (sample[:, None] == sample[None]))
     expected = model.model(input_ids=ids, attention_mask=wider[None, None]).last_hidden_state
-    actual = run(model, LocalBlock(), input_ids=ids, attention_mask=causal[None, None])
+    ready = causal[None, None]
+    actual = run(model, LocalBlock(), input_ids=ids, attention_mask=ready, use_cache=False)
     close(actual, expected)
 
 

@@ -107,7 +107,7 @@ def test_quantised_channels_are_refused(build: Build, ids: Tensor) -> None:
 def test_pruned_layers_have_sizes_of_their_own(build: Build, ids: Tensor) -> None:
     """Fewer heads and a narrower FFN in one layer: sizes come from modules, not from the config."""
     model = build("llama-gqa")
-    attention, mlp = model.model.layers[1].self_attn, model.model.layers[1].mlp
+    attention, mlp = model.model.layers[2].self_attn, model.model.layers[2].mlp
     attention.q_proj, attention.o_proj = nn.Linear(32, 16, bias=False), nn.Linear(16, 32)
     attention.k_proj, attention.v_proj = nn.Linear(32, 8, bias=False), nn.Linear(32, 8, bias=False)
     mlp.gate_proj, mlp.up_proj, mlp.down_proj = (
@@ -118,7 +118,7 @@ def test_pruned_layers_have_sizes_of_their_own(build: Build, ids: Tensor) -> Non
     expected = run(model, NoOp(), input_ids=ids)
     close(run(model, Tell(LayerPlan(head_out_keep=torch.ones(1, 1, 1))), input_ids=ids), expected)
     cut = LayerPlan(ffn_channels=(FfnChannels(CUT, 20),))
-    close(run(model, Tell(cut, start=1), input_ids=ids), expected)
+    close(run(model, Tell(cut, start=2), input_ids=ids), expected)
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")

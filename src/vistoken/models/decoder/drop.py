@@ -46,7 +46,7 @@ def drop_rows(state: SequenceState, keep: Tensor) -> tuple[SequenceState, Tensor
         state.cache.settle()
     shorter = replace(
         state,
-        hidden=_gather(state.hidden, where) * real[:, :, None].to(state.hidden.dtype),
+        hidden=_gather(state.hidden, where) * real[:, :, None].to(state.hidden),
         position_ids=_gather(state.position_ids, where) * real.to(state.position_ids.dtype),
         valid=real,
         token_map=None if state.token_map is None else _gather_map(state.token_map, where, real),
@@ -92,7 +92,7 @@ def shifted_labels(labels: Tensor, rows: Tensor, ignore: int = -100) -> Tensor:
 
 
 def _gather(values: Tensor, where: Tensor) -> Tensor:
-    index = where.reshape(*where.shape, *[1] * (values.dim() - 2))
+    index = where.to(values.device).reshape(*where.shape, *[1] * (values.dim() - 2))
     return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
 
