@@ -25,7 +25,7 @@ def causal(prompts: Prompts) -> Tensor:
 
 
 def saisa_hidden(model: Any, saisa: Any, prompts: Prompts, embeds: Tensor | None = None) -> Tensor:
-    """Last hidden states (B, n, D) of a dense decoder with the visual rows overwritten each layer."""
+    """Last hidden states (B, n, D) of a dense decoder, visual rows overwritten in each layer."""
     hidden = model.embed_tokens(prompts.ids) if embeds is None else embeds
     rotary = model.rotary_emb(hidden, prompts.positions)
     mask = additive(causal(prompts))

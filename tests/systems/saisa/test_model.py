@@ -17,7 +17,6 @@ from vistoken.core.parts import FEATURES
 from vistoken.core.tables import TOKEN, TokenKind
 from vistoken.models import VistokenForConditionalGeneration
 from vistoken.models.checkpoint import save_full, save_light
-from vistoken.models.decoder import run_decoder
 from vistoken.models.references import Reference
 from vistoken.systems.saisa.precompute import precompute_visual_kv, split_projectors
 from vistoken.systems.saisa.visual_kv import VISUAL_KV
@@ -104,8 +103,16 @@ def test_greedy_generation_equals_one_pass(
         assert logits[-6:].argmax(-1).tolist() == tokens[row, length:].tolist()
 
 
-def test_beams_score_what_they_say(pico_saisa: Any, picture: Any) -> None:
-    model, processor = pico_saisa
+@pytest.fixture(scope="module", params=[None, {}, {"naavit_self": True, "naavit_text": True}])
+def acting(request: pytest.FixtureRequest, pico_saisa: Any, build_pico: Callable[..., Any]) -> Any:
+    """Models with SAISA, with NAAViT, and with NAAViT and its options."""
+    if request.param is None:
+        return pico_saisa
+    return build_pico(mechanisms=[{"part": "naavit", "options": request.param}])
+
+
+def test_beams_score_what_they_say(acting: Any, picture: Any) -> None:
+    model, processor = acting
     inputs = inputs_for(processor, picture, 1, 2)
     out = model.generate(
         **inputs,
@@ -129,7 +136,7 @@ def test_beams_score_what_they_say(pico_saisa: Any, picture: Any) -> None:
         image = type(features)(
             pooler_output=[features.pooler_output[m] for m in media],
             token_map=[TOKEN.set(features.token_map[m], media=n) for n, m in enumerate(media)],
-            side={FEATURES: [features.side[FEATURES][m] for m in media]},
+            side={name: [values[m] for m in media] for name, values in features.side.items()},
         )
         with torch.no_grad():
             logits = model(input_ids=row, mm_encoder_outputs={"image": image}).logits[0]
@@ -179,11 +186,12 @@ def test_images_are_projected_once(build_pico: Callable[..., Any], picture: Any)
         tokens = model.generate(
             **text, mm_encoder_outputs={"image": image}, max_new_tokens=4, do_sample=False
         )
+        assert calls == []  # nothing was projected again
         again = model.generate(
             **text, mm_encoder_outputs={"image": features}, max_new_tokens=4, do_sample=False
         )
         assert torch.equal(tokens, again)
-        calls.clear() if again is not None else None
+        calls.clear()  # those of `again`
     stored = image.side[VISUAL_KV][0]
     assert len(stored) == 16
     assert stored.nbytes == 3 * 2 * 16 * 2 * 8 * 4  # layers, K and V, tokens, heads, size, float32
@@ -318,9 +326,7 @@ def test_projectors_are_a_part_of_their_own(build_pico: Callable[..., Any]) -> N
     apply_groups(model, only)
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     assert trained
-    assert all(
-        n.startswith("model.mechanisms.saisa.projectors.shared") for n in trained
-    )
+    assert all(n.startswith("model.mechanisms.saisa.projectors.shared") for n in trained)
     assert {g["name"] for g in optimizer_groups(model, only)} == {
         "mechanisms",
         "mechanisms-no-decay",
@@ -356,7 +362,8 @@ def test_lora_beside_saisa(build_pico: Callable[..., Any], picture: Any) -> None
     ).loss.backward()
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            assert weight.grad is not None and weight.grad.abs().sum() > 0, name
+            assert weight.grad is not None, name
+            assert weight.grad.abs().sum() > 0, name
 
 
 def test_spatial_tokens_stay_in_the_text_stream(
@@ -413,9 +420,9 @@ def test_fewer_tokens_than_features_are_refused(
         model(**inputs_for(processor, picture, 1))
 
 
-def test_packed_rows_equal_unpacked_ones(pico_saisa: Any, picture: Any) -> None:
+def test_packed_rows_equal_unpacked_ones(acting: Any, picture: Any) -> None:
     """Training's ready 4-D mask: two questions behind one picture."""
-    model, processor = pico_saisa
+    model, processor = acting
     texts = [prompt(processor, 1, q) for q in ("What is it?", "What colour has it?")]
     rows = [processor(text=t, images=[picture(40, 56, 1)], return_tensors="pt") for t in texts]
     ids = [row["input_ids"][0].tolist() for row in rows]
@@ -451,4 +458,3 @@ def test_unknown_option_and_family(build_pico: Callable[..., Any], pico_saisa: A
     lm = {"source": "random", "tokenizer": "assets:pico-tokenizer", "config": values}
     with pytest.raises(UsageError, match="gemma2"):
         build_pico(language_model=lm)
-    assert run_decoder is not None

@@ -63,9 +63,7 @@ class Toy:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             self.model = LlamaModel(config)
-            self.saisa = Saisa(
-                SaisaConfig("independent"), MechanismContext(config, 2 * PATCHES)
-            )
+            self.saisa = Saisa(SaisaConfig("independent"), MechanismContext(config, 2 * PATCHES))
             self.head = nn.Linear(self.width, PATCHES)
         self.stack = MechanismStack([self.saisa, HideLater()] if self.hide else [self.saisa])
         visual = TOKEN.make(PATCHES, kind=TokenKind.VISUAL, view=0)
