@@ -35,9 +35,7 @@ def train(
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--data", help="With a recipe: training file (JSON, JSONL); may be repeated."
-        ),
+        typer.Option("--data", help="With a recipe: training file (JSON, JSONL); may be repeated."),
     ] = None,
     image_root: Annotated[
         Path | None,
@@ -56,6 +54,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
     ] = False,
+    allow_changes: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changes", help="With --resume: accept settings that change the result."
+        ),
+    ] = False,
     device: Annotated[
         str, typer.Option("--device", help="auto (CUDA where there is one) or cpu.")
     ] = "auto",
@@ -67,6 +71,8 @@ def train(
     Every step is a line in metrics.jsonl in the run's folder; the trained model is in its
     folder 'model'.
     """
+    if allow_changes and not resume:
+        raise UsageError("--allow-changes goes with --resume: a new run has nothing to change")
     _check_device(device)
     quieten()
     given = {"data": data or None, "image_root": image_root, "output": output}
@@ -78,7 +84,13 @@ def train(
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logging.getLogger("vistoken").setLevel(logging.INFO)
     with Progress(quiet=as_json) as progress:
-        report = run(run_config, dry_run=dry_run, resume=resume, progress=progress.steps)
+        report = run(
+            run_config,
+            dry_run=dry_run,
+            resume=resume,
+            allow_changes=allow_changes,
+            progress=progress.steps,
+        )
     if as_json:
         say_json(_as_json(report, run_config, dry_run))
         return

@@ -190,8 +190,13 @@ def load_adapter(model: VistokenForConditionalGeneration, directory: Path) -> No
         for name, tensor in read_safetensors(directory / "adapter_model.safetensors").items()
     }
     model.add_adapter(config)
-    own = {n.replace(".default.", ".") for n, _ in model.named_parameters() if "lora_" in n}
-    wrong = sorted(own.symmetric_difference(state))
+    own = {
+        name.replace(".default.", "."): tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if "lora_" in name
+    }
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    wrong = sorted({name for name, _ in own.items() ^ given.items()})
     if wrong:
         raise WeightsError(
             f"adapter {directory} does not fit this model: {len(wrong)} tensors differ, "

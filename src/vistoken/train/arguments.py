@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import TrainingArguments
 
-from vistoken.core.errors import MachineError
 from vistoken.train.settings import StageConfig
+from vistoken.train.trackers import prepare_trackers
 
 
 def training_arguments(
@@ -34,9 +33,7 @@ def training_arguments(
     Raises:
         MachineError: A tracker's package is not installed.
     """
-    for tracker in report_to:
-        if importlib.util.find_spec(tracker) is None:
-            raise MachineError(f"report_to: {tracker} is not installed; pip install {tracker}")
+    prepare_trackers(report_to, folder)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=-1 if stage.steps is None else stage.steps,
@@ -52,6 +49,10 @@ def training_arguments(
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to=list(report_to),
+        run_name=stage.name,
+        project="vistoken",
+        trackio_space_id=None,
+        trackio_static_space_id=False,
         seed=seed,
         data_seed=seed,
         bf16=bf16,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,10 +32,10 @@ def choose_attention(
         UsageError: Flex attention cannot compute this model.
         MachineError: Flex attention has no backward pass on this device.
     """
-    language = model.model.language_model
+    language: Any = model.model.language_model
     if wanted is not None:
         language.set_attn_implementation(_NAMES[wanted])
-    config = model.config.text_config
+    config = language.config  # a copy of the model's own text_config
     if not attention_backend(config).is_flex:
         return
     if device.type != "cuda":
@@ -48,7 +48,7 @@ def choose_attention(
             f"flex attention knows no dropout, and the language model's attention_dropout is "
             f"{config.attention_dropout}; set attention: sdpa"
         )
-    width = config.head_dim or config.hidden_size // config.num_attention_heads
+    width = language.layers[0].self_attn.head_dim
     if width < _SMALLEST_HEAD:
         raise UsageError(
             f"flex attention needs heads of at least {_SMALLEST_HEAD} channels, the language "

@@ -10,15 +10,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vistoken.core.errors import UsageError, did_you_mean
-from vistoken.train.overrides import apply_overrides
-from vistoken.train.settings import (
+from vistoken.train.group_settings import (
     GROUP_NAMES,
     GroupConfig,
     GroupName,
     LoraConfigFields,
-    RunConfig,
-    StageConfig,
 )
+from vistoken.train.overrides import apply_overrides
+from vistoken.train.settings import RunConfig, StageConfig
 
 __all__ = [
     "GROUP_NAMES",

@@ -37,7 +37,9 @@ class StopOnSignal(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._previous = {number: signal.signal(number, self._take) for number in _SIGNALS}
+        # a signal that whoever started us has us ignore (nohup, a job in the background) stays so
+        wanted = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._take) for number in wanted}
         try:
             yield
         finally:

@@ -178,6 +178,7 @@ class Progress(TrainerCallback):
 _FAULTS = ("too_long_turns", "too_long_samples", "bad_samples")
 _SHOWN: Sequence[tuple[str, str]] = (
     ("loss", "loss {:.3f}"),
+    ("val/loss", "val {:.3f}"),
     ("learning_rate", "lr {:.1e}"),
     ("questions_per_s", "{:.1f} q/s"),
     ("tokens_per_s", "{:.0f} tok/s"),

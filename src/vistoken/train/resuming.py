@@ -44,3 +44,4 @@ class CurrentSettings(_Trainer):
         for group, rate, factor in zip(groups, rates, factors, strict=True):
             group["initial_lr"] = rate
             group["lr"] = rate * factor
+        self.lr_scheduler._last_lr = [group["lr"] for group in groups]

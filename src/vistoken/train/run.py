@@ -13,6 +13,7 @@ from vistoken.models.checkpoint import merge_adapter, save_full, save_light
 from vistoken.train.attention import choose_attention
 from vistoken.train.checkpoints import last_checkpoint
 from vistoken.train.distributed import connect, is_main, main_first, wait
+from vistoken.train.fit import check_tokenizer
 from vistoken.train.groups import apply_groups
 from vistoken.train.opening import OpenRun, open_run
 from vistoken.train.reports import RunReport, StageReport
@@ -62,6 +63,7 @@ def train(
                 claim(config, resume, allow_changes)
     began = time.time()
     run = open_run(config)
+    check_tokenizer(run.model, run.processor, config.recipe)
     choose_attention(run.model, config.attention, run.device)
     started = start_weights(run, resume)
     reports = []

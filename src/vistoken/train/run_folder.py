@@ -29,6 +29,7 @@ _CHANGES = "changes.jsonl"
 # changing these does not change what is learned
 _FREE = (
     "cache",
+    "finish",
     "keep",
     "keep_best",
     "log_every",
@@ -93,7 +94,10 @@ def _check_changes(config: RunConfig, changed: list[str], allowed: bool) -> None
 
 
 def _is_fixed(place: str) -> bool:
-    return place.rpartition(".")[2] in _FIXED or place == "stages"
+    """Whether a field decides which tensors there are, or is a whole group that comes or goes."""
+    parts = place.split(".")
+    whole_group = len(parts) == 4 and parts[2] == "groups"
+    return parts[-1] in _FIXED or place == "stages" or parts[2:3] == ["mechanisms"] or whole_group
 
 
 def read_changes(output: Path) -> list[dict[str, Any]]:

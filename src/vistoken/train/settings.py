@@ -5,65 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from vistoken.core.errors import UsageError
+from vistoken.train.group_settings import GroupConfig, GroupName, Strict
 
-GroupName = Literal["vision", "connector", "spatial", "mechanisms", "language"]
 TooLong = Literal["error", "drop-turns", "drop-sample"]
-Quantization = Literal["int8", "nf4"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 Attention = Literal["sdpa", "flex"]
 _METRIC = r"^((val/)?(loss|exact/.+)|retrieval/(names|colours|loss))$"
-GROUP_NAMES: tuple[GroupName, ...] = (
-    "vision",
-    "connector",
-    "spatial",
-    "mechanisms",
-    "language",
-)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LoraConfigFields(_Strict):
-    """Low-rank adapters on every linear layer of the language model.
-
-    Args:
-        r: Rank.
-        alpha: Numerator of the scale alpha / r.
-        dropout: Dropout on the adapter's input.
-        targets: Names of the linear layers; all of them when None.
-    """
-
-    r: int = Field(default=32, ge=1)
-    alpha: float = Field(default=64, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] | None = None
-
-
-class GroupConfig(_Strict):
-    """How one named part is trained.
-
-    Args:
-        train: ``frozen``, ``full``, or ``lora`` (language only).
-        lr: Learning rate at the end of the warm-up.
-        weight_decay: Decoupled decay of matrices; biases, norms and gains are never decayed.
-        lora: Adapter settings for ``train: lora``.
-        quantization: Keep the frozen weights under the adapters in ``int8`` or ``nf4``
-            (``train: lora`` only).
-    """
-
-    train: Literal["frozen", "full", "lora"] = "frozen"
-    lr: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    lora: LoraConfigFields = LoraConfigFields()
-    quantization: Quantization | None = None
-
-
-class StageConfig(_Strict):
+class StageConfig(Strict):
     """One stage of training.
 
     Args:
@@ -197,7 +150,7 @@ class StageConfig(_Strict):
         return self.retrieval_every > 0 or (self.keep_best or "").startswith("retrieval/")
 
 
-class RunConfig(_Strict):
+class RunConfig(Strict):
     """A training run.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vistoken.core.errors import Interrupted, WeightsError
+from vistoken.core.errors import Interrupted, UsageError, WeightsError
 from vistoken.data.bad_samples import BadSamples
 from vistoken.models.conversion import convert_mechanism
 from vistoken.train.arguments import training_arguments
@@ -123,7 +123,7 @@ def run_stage(
             "add --resume to go on from its checkpoint",
             received,
         )
-    best = best_checkpoint(folder, stage.keep_best) if stage.keep_best else None
+    best = _best(stage, folder)
     if best is not None and stage.finish == "best":
         read_trained(run.model, best.path / TRAINED)
         trainer.held_out.forget()
@@ -198,6 +198,20 @@ def _trainer(
         left_out,
         data.held_out,
     )
+
+
+def _best(stage: StageConfig, folder: Path) -> Best | None:
+    if stage.keep_best is None:
+        return None
+    best = best_checkpoint(folder, stage.keep_best)
+    if best is None and stage.finish == "best":
+        raise UsageError(
+            f"stage {stage.name!r}: no checkpoint has the metric {stage.keep_best!r} to judge by; "
+            "resume with finish: last, or with a keep_best that metrics.jsonl shows"
+        )
+    if best is None:
+        logger.warning("no checkpoint has the metric %r, none is the best", stage.keep_best)
+    return best
 
 
 def _as_record(best: Best | None, output: Path) -> dict[str, Any] | None:

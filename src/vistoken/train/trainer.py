@@ -18,7 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from vistoken.core.objectives import Clock, StepLoss
 from vistoken.data.sampling import ModalityLengthSampler
 from vistoken.train.alignment import NameSpace
-from vistoken.train.arguments import schedule, training_arguments
+from vistoken.train.arguments import schedule
 from vistoken.train.checkpoints import AtomicCheckpoints
 from vistoken.train.data_time import TimedData
 from vistoken.train.distributed import run_through
@@ -40,7 +40,6 @@ from vistoken.train.settings import StageConfig
 from vistoken.train.trained import (
     TRAINED,
     read_trained,
-    trained_state,
     write_atomically,
     write_trained,
 )
@@ -49,22 +48,13 @@ from vistoken.train.validation import Validation
 if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration
 
-__all__ = [
-    "TRAINED",
-    "VistokenTrainer",
-    "read_trained",
-    "schedule",
-    "trained_state",
-    "training_arguments",
-    "write_atomically",
-    "write_trained",
-]
+__all__ = ["VistokenTrainer", "schedule"]
 
 _SESSION = "session.json"
 
 
 class VistokenTrainer(
-    AtomicCheckpoints, FiniteSteps, CurrentSettings, TimedData, RecordsLeftOut, Trainer
+    AtomicCheckpoints, FiniteSteps, CurrentSettings, RecordsLeftOut, TimedData, Trainer
 ):
     """Trains one stage.
 
