@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 
 from vistoken.core.errors import WeightsError
 from vistoken.models.checkpoint import ADAPTER, WEIGHTS, load_adapter, load_own_state
@@ -52,7 +58,10 @@ def build(
     """
     with seeded(recipe.seed):
         language_model = load_language_model(
-            recipe.language_model.source, recipe.language_model.config, dtype
+            recipe.language_model.source,
+            recipe.language_model.config,
+            dtype,
+            recipe.language_model.layers,
         )
         config = recipe.model_config_for(language_model.config.to_dict())
         model = _assemble(config, language_model, [t.source for t in recipe.towers], dtype)
@@ -110,7 +119,10 @@ def load_light(
     sources = [references[f"vision_tower.{name}"].source for name in names]
     with seeded(random_seed(list(references.values()))):
         language_model = load_language_model(
-            references["language_model"].source, text_config, dtype
+            references["language_model"].source,
+            text_config,
+            dtype,
+            text_config["num_hidden_layers"],
         )
         model = _assemble(config, language_model, sources, dtype)
     load_own_state(model, directory / WEIGHTS)
@@ -119,12 +131,29 @@ def load_light(
     return model.eval()
 
 
-def load_language_model(source: str, config: dict[str, Any], dtype: torch.dtype) -> Any:
-    """A causal language model from a source, or with random weights (``random``)."""
+def load_language_model(
+    source: str, config: dict[str, Any], dtype: torch.dtype, layers: int | None = None
+) -> Any:
+    """A causal language model from a source, or with random weights (``random``).
+
+    Args:
+        source: Where its weights are.
+        config: Its configuration, for random weights.
+        dtype: Floating type of all weights.
+        layers: Only its first so many decoder layers; all of them when None.
+    """
     if is_random(source):
-        text_config = config_from_dict(config, "language_model")
+        values = config if layers is None else {**config, "num_hidden_layers": layers}
+        text_config = config_from_dict(values, "language_model")
         return AutoModelForCausalLM.from_config(text_config, dtype=dtype)
-    return _from_pretrained(AutoModelForCausalLM, source, None, dtype)
+    shorter = None
+    if layers is not None:
+        try:
+            shorter = AutoConfig.from_pretrained(locate(source), num_hidden_layers=layers)
+        except LOADING_ERRORS as error:
+            first = str(error).strip().splitlines()[0]
+            raise WeightsError(f"{layers} layers of {source!r} cannot be read: {first}") from error
+    return _from_pretrained(AutoModelForCausalLM, source, shorter, dtype)
 
 
 def load_tokenizer(source: str) -> Any:

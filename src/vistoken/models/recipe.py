@@ -36,11 +36,20 @@ class TowerRecipe(_Strict):
 
 
 class LanguageRecipe(_Strict):
-    """The language model: where its weights come from and its config."""
+    """The language model: where its weights come from and its config.
+
+    Args:
+        source: Where its weights come from.
+        config: Its configuration.
+        tokenizer: Where its tokenizer comes from; the source when None.
+        layers: Only its first so many decoder layers, for a small model that reads with pretrained
+            embeddings; all of them when None.
+    """
 
     source: str
     config: dict[str, Any]
     tokenizer: str | None = None
+    layers: int | None = Field(default=None, ge=1)
 
 
 class Recipe(_Strict):
@@ -83,6 +92,8 @@ class Recipe(_Strict):
         The vocabulary grows by one row, the image token.
         """
         text = dict(text_config or self.language_model.config)
+        if text_config is None and self.language_model.layers is not None:
+            text["num_hidden_layers"] = self.language_model.layers
         text.pop("_name_or_path", None)  # a place on this machine says nothing elsewhere
         vocab_size = text["vocab_size"]
         text["vocab_size"] = vocab_size + 1
