@@ -92,7 +92,7 @@ def test_prune_a_checkpoint(vistoken, checkpoint, samples, tmp_path, image):
     assert (out / "model.safetensors").read_bytes() == (
         checkpoint / "model.safetensors"
     ).read_bytes()
-    answer = vistoken("chat", "-m", out, "-i", image, "-p", "hello", "--max-new-tokens", "3")
+    answer = vistoken("chat", "-m", out, "--max-new-tokens", "3", "--image", image, "Hi")
     assert answer.code == 0, answer
 
 

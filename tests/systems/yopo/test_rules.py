@@ -71,7 +71,7 @@ def test_logits_of_the_release(golden, yopo, run, name):
 def test_neighbours_of_the_release(golden, name):
     _, tensors, table, options = released(golden, name)
     visual = visual_rows(table[None], [TokenKind.VISUAL])
-    near = neighbours(table[None], table[None], options["window"], visual, visual)[0]
+    near = neighbours(table[None], visual, options["window"])[0]
     block = near[visual[0]][:, visual[0]]
     assert torch.equal(block, tensors["local_allowed"].bool())
     assert near.sum() == block.sum()
@@ -96,7 +96,7 @@ def test_the_reference_is_the_release(golden, name):
 def test_corner_edge_and_inner_neighbours():
     table = prompt_table((4, 4))
     visual = visual_rows(table[None], [TokenKind.VISUAL])
-    near = neighbours(table[None], table[None], 3, visual, visual)[0]
+    near = neighbours(table[None], visual, 3)[0]
     assert torch.equal(near, near.T)
     assert near.sum(1).tolist() == [4, 6, 6, 4, 6, 9, 9, 6, 6, 9, 9, 6, 4, 6, 6, 4]
 
@@ -105,7 +105,7 @@ def test_corner_edge_and_inner_neighbours():
 def test_neighbours_stay_in_their_picture_on_any_grid(window):
     table = prompt_table(2, (2, 5), 1, (3, 2), 2)
     visual = visual_rows(table[None], [TokenKind.VISUAL])
-    near = neighbours(table[None], table[None], window, visual, visual)[0]
+    near = neighbours(table[None], visual, window)[0]
     assert torch.equal(near, near_of(table, window))
 
 
@@ -113,12 +113,12 @@ def test_square_pictures_need_no_places():
     table = prompt_table(1, (3, 3), 1, (2, 2))
     blank = TOKEN.set(table, row=-1, col=-1)
     visual = visual_rows(table[None], [TokenKind.VISUAL])
-    with_places = neighbours(table[None], table[None], 3, visual, visual)
-    assert torch.equal(neighbours(blank[None], blank[None], 3, visual, visual), with_places)
+    with_places = neighbours(table[None], visual, 3)
+    assert torch.equal(neighbours(blank[None], visual, 3), with_places)
     oblong = TOKEN.set(prompt_table(1, (2, 3)), row=-1, col=-1)[None]
     visual = visual_rows(oblong, [TokenKind.VISUAL])
     with pytest.raises(UsageError, match="6 visual tokens without row and column"):
-        neighbours(oblong, oblong, 3, visual, visual)
+        neighbours(oblong, visual, 3)
 
 
 CASES = [
@@ -396,5 +396,5 @@ def test_a_piece_that_ends_inside_a_picture(build, yopo, run):
 
     for edge in (1, 2, 11, 13):
         torch.testing.assert_close(in_pieces(edge), whole, **CLOSE)
-    with pytest.raises(UsageError, match="inside a picture"):
+    with pytest.raises(UsageError, match="inside a medium"):
         in_pieces(5)

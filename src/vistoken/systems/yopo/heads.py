@@ -173,8 +173,3 @@ def _two_valued(values: Tensor, path: Path) -> Tensor:
             f"{tuple(values.shape)}"
         )
     return values.bool()
-
-
-def mask_of(rows: tuple[str, ...]) -> Tensor:
-    """The (L, H) bool mask of a configuration's strings of 0 and 1."""
-    return torch.tensor([[digit == "1" for digit in row] for row in rows])

@@ -10,7 +10,6 @@ from transformers import Cache
 
 from vistoken.core.errors import UsageError
 from vistoken.core.parts import PartFlags
-from vistoken.core.tables import TOKEN
 from vistoken.models.decoder import (
     STOCK_LAYER,
     BaseMechanism,
@@ -19,10 +18,10 @@ from vistoken.models.decoder import (
     MechanismContext,
     SequenceState,
     drop_rows,
+    refuse_split_media,
 )
 from vistoken.systems.yopo.config import YopoConfig
-from vistoken.systems.yopo.heads import mask_of
-from vistoken.systems.yopo.neighbours import GRID, neighbours, visual_rows
+from vistoken.systems.yopo.neighbours import neighbours, visual_rows
 
 
 class Yopo(BaseMechanism):
@@ -49,8 +48,7 @@ class Yopo(BaseMechanism):
         self.config = config
         self._layers: int = text.num_hidden_layers
         self._cut = _layer_cut(config, self._layers)
-        self._heads: int = text.num_attention_heads
-        self._keep = _head_keep(config, self._layers, self._heads)
+        self._keep = _head_keep(config, self._layers, text.num_attention_heads)
         self._channels = _ffn_channels(config, text.intermediate_size)
         self._drops = config.mode != "exact"
 
@@ -67,8 +65,7 @@ class Yopo(BaseMechanism):
         if any_row and self._drops and self._cut < self._layers:
             _refuse_open_end(rows, state.valid)
         if any_row and self.config.window is not None and self._computes(0):
-            seen = state.keys().token_map
-            _refuse_cut_picture(state.token_map, rows, seen, self._visual(state, seen)[0])
+            refuse_split_media(state, self.name)  # neighbours that come later must be here
         return state
 
     def before_layer(self, layer: int, state: SequenceState) -> SequenceState:
@@ -87,7 +84,7 @@ class Yopo(BaseMechanism):
             return STOCK_LAYER
         rows, asks = self._visual(state, state.table)
         mask, mask_or = self._window(state, rows, seen) if asks else (None, None)
-        keep = self._head_row(layer)
+        keep = self._kept_heads(layer, rows.device)
         if keep is not None and self.config.mode == "drop":
             mask = _and(mask, _dead_heads(keep, rows, seen))
         plan = LayerPlan(
@@ -119,39 +116,41 @@ class Yopo(BaseMechanism):
         window = self.config.window
         if window is None:
             return None, None
-        asking, keys = state.table, state.keys().token_map
 
         def find() -> tuple[Tensor, Tensor]:
-            near = neighbours(asking, keys, window, rows, seen)
+            near = neighbours(state.table, rows, window)
+            # pictures of earlier calls are other pictures
+            near = torch.nn.functional.pad(near, (seen.shape[1] - rows.shape[1], 0))
             allowed = near | ~(rows[:, :, None] & seen[:, None, :])
             return allowed[:, None], near[:, None]
 
-        allowed, near = state.memo.get("yopo/window", (asking, keys), find)
+        allowed, near = state.memo.get("yopo/window", (state.table, seen), find)
         return allowed, None if self.config.causal_local else near
 
-    def _head_row(self, layer: int) -> Tensor | None:
+    def _kept_heads(self, layer: int, device: torch.device) -> Tensor | None:
         """Heads (H,) bool that compute for visual tokens in a layer; None where all do."""
-        if self._keep is None or bool(self._keep[layer].all()):
+        # no tensor is kept: models are built on the meta device
+        if self._keep is None or "0" not in self._keep[layer]:
             return None
-        return self._keep[layer]
+        return torch.tensor([digit == "1" for digit in self._keep[layer]], device=device)
 
     def _value_keep(
         self, layer: int, keep: Tensor | None, seen: Tensor, dtype: torch.dtype
     ) -> Tensor | None:
-        """Factors (B, H, k) on values: zero values are probabilities set to zero after softmax."""
+        """Factors (B, H or 1, k) on values: a value of 0 is a probability of 0 after softmax."""
         if self.config.mode == "drop":
             return None
-        cut = layer >= self._cut
-        if keep is None and not cut:
+        if layer >= self._cut:
+            return (~seen[:, None, :]).to(dtype)
+        if keep is None:
             return None
-        off = torch.ones(self._heads, dtype=torch.bool) if cut or keep is None else ~keep
-        return (~(off.to(seen.device)[None, :, None] & seen[:, None, :])).to(dtype)
+        return (keep[None, :, None] | ~seen[:, None, :]).to(dtype)
 
     def _out_keep(self, keep: Tensor | None, rows: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Factors (B, H, n) on the outputs of visual rows."""
         if keep is None or self.config.mode == "training_free":
             return None
-        return (keep.to(rows.device)[None, :, None] | ~rows[:, None, :]).to(dtype)
+        return (keep[None, :, None] | ~rows[:, None, :]).to(dtype)
 
     def _ffn(self, rows: Tensor) -> tuple[FfnChannels, ...]:
         return () if self.config.mlp_ratio == 1 else (FfnChannels(rows, self._channels),)
@@ -164,7 +163,7 @@ def _dead_heads(keep: Tensor, rows: Tensor, seen: Tensor) -> Tensor:
     any key (a picture at the start) would have no softmax.
     """
     hidden = ~rows[:, :, None] & seen[:, None, :]
-    return keep.to(rows.device)[None, :, None, None] | ~hidden[:, None]
+    return keep[None, :, None, None] | ~hidden[:, None]
 
 
 def _and(first: Tensor | None, second: Tensor) -> Tensor:
@@ -182,14 +181,12 @@ def _layer_cut(config: YopoConfig, layers: int) -> int:
     return config.layer_cut
 
 
-def _head_keep(config: YopoConfig, layers: int, heads: int) -> Tensor | None:
-    if config.head_keep is None:
-        return None
-    keep = mask_of(config.head_keep)
-    if tuple(keep.shape) != (layers, heads):
+def _head_keep(config: YopoConfig, layers: int, heads: int) -> tuple[str, ...] | None:
+    keep = config.head_keep
+    if keep is not None and (len(keep), len(keep[0])) != (layers, heads):
         raise UsageError(
-            f"yopo: head_keep has {keep.shape[0]} layers of {keep.shape[1]} heads, the language "
-            f"model {layers} of {heads}; use a mask made for this model"
+            f"yopo: head_keep has {len(keep)} layers of {len(keep[0])} heads, the language model "
+            f"{layers} of {heads}; use a mask made for this model"
         )
     return keep
 
@@ -211,20 +208,4 @@ def _refuse_open_end(rows: Tensor, valid: Tensor) -> None:
         raise UsageError(
             f"yopo: prompt {int(ends.int().argmax())} ends with a picture, whose rows leave the "
             "sequence at layer_cut; put text behind it (and prefill the prompt in one piece)"
-        )
-
-
-def _refuse_cut_picture(asking: Tensor, rows: Tensor, seen: Tensor, visual: Tensor) -> None:
-    """Neighbours that come later must be in the same call."""
-    cached = visual[:, : visual.shape[1] - rows.shape[1]]
-    if not bool(cached.any()):
-        return
-    before = seen[:, : cached.shape[1]]
-    same = rows[:, :, None] & cached[:, None, :]
-    for name in GRID:
-        same &= TOKEN.get(asking, name)[:, :, None] == TOKEN.get(before, name)[:, None, :]
-    if bool(same.any()):
-        raise UsageError(
-            "yopo: the end of one piece of the prompt lies inside a picture, whose tokens see "
-            "later neighbours; cut between pictures, or generate without prefill_chunk_size"
         )

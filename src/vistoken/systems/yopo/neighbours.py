@@ -14,7 +14,7 @@ from torch import Tensor
 from vistoken.core.errors import UsageError
 from vistoken.core.tables import TOKEN, TokenKind
 
-GRID = ("media", "group", "frame0", "level")
+_GRID = ("media", "group", "frame0", "level")
 """A position (row, col) is unique among the rows that agree in these."""
 
 
@@ -35,39 +35,35 @@ def visual_rows(token_map: Tensor, kinds: Iterable[TokenKind]) -> Tensor:
     return chosen
 
 
-def neighbours(
-    queries: Tensor,
-    keys: Tensor,
-    window: int,
-    visual_queries: Tensor,
-    visual_keys: Tensor,
-) -> Tensor:
+def neighbours(token_map: Tensor, visual: Tensor, window: int) -> Tensor:
     """Which pairs of visual rows are within one window of each other on the same grid.
 
     Tokens of other grids, other pictures included, are no neighbours. A picture whose tokens have
     no place on a grid is read as a square one, row by row.
 
     Args:
-        queries (Tensor): (B, q, K) int64 TokenMap of the asking rows.
-        keys (Tensor): (B, k, K), of the rows that are looked at.
+        token_map (Tensor): (B, n, K) int64.
+        visual (Tensor): (B, n) bool.
         window: Side of the square window, odd.
-        visual_queries (Tensor): (B, q) bool.
-        visual_keys (Tensor): (B, k) bool.
 
     Returns:
-        (B, q, k) bool, False wherever either is not visual.
+        (B, n, n) bool, False wherever either is not visual.
 
     Raises:
         UsageError: Tokens without places whose number is no square.
     """
     reach = (window - 1) // 2
-    near = visual_queries[:, :, None] & visual_keys[:, None, :]
-    asking, seen = _places(queries, visual_queries), _places(keys, visual_keys)
-    for name in GRID:
-        near &= TOKEN.get(queries, name)[:, :, None] == TOKEN.get(keys, name)[:, None, :]
-    for mine, theirs in zip(asking, seen, strict=True):
-        near &= (mine[:, :, None] - theirs[:, None, :]).abs() <= reach
+    near = visual[:, :, None] & visual[:, None, :]
+    for name in _GRID:
+        near &= _pairs(TOKEN.get(token_map, name)) == 0
+    for place in _places(token_map, visual):
+        near &= _pairs(place).abs() <= reach
     return near
+
+
+def _pairs(values: Tensor) -> Tensor:
+    """Differences (B, n, n) of all pairs."""
+    return values[:, :, None] - values[:, None, :]
 
 
 def _places(token_map: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +75,7 @@ def _places(token_map: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
     row, col = row.clone(), col.clone()
     for sample, table in enumerate(token_map):
         where = torch.nonzero(missing[sample]).flatten()
-        grid = torch.stack([TOKEN.get(table[where], name) for name in GRID], dim=-1)
+        grid = torch.stack([TOKEN.get(table[where], name) for name in _GRID], dim=-1)
         for wanted in torch.unique(grid, dim=0):
             members = where[(grid == wanted).all(dim=-1)]
             side = _square_side(len(members))
