@@ -52,7 +52,7 @@ def make(
     if set_name == _PLAIN_SET:
         wanted = _plain_scenes(plain, scenes)
     else:
-        wanted = _named_scenes(set_name, plain, scenes)
+        wanted = _named_scenes(set_name, source, plain, scenes)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not an empty folder; name a new one or empty it")
     result = {
@@ -100,19 +100,19 @@ def _plain_scenes(plain: dict[str, int | None], scenes: list[str] | None) -> dic
 
 
 def _named_scenes(
-    set_name: str, plain: dict[str, int | None], scenes: list[str] | None
+    set_name: str, source: str, plain: dict[str, int | None], scenes: list[str] | None
 ) -> dict[str, int]:
     given = [f"--{split}" for split, number in plain.items() if number is not None]
     if given:
         raise UsageError(f"{given[0]} belongs to the plain set; with --set {set_name} use --scenes")
-    from vistoken.data.scenes.v1 import SPLITS
+    from vistoken.data.scenes.v1 import PARTS, full_size
 
     if not scenes:
-        return {name: split.scenes for name, split in SPLITS.items()}
+        return full_size(source)
     wanted: dict[str, int] = {}
     for entry in scenes:
         split, _, number = entry.partition("=")
-        check_choice("--scenes", split, tuple(SPLITS))
+        check_choice("--scenes", split, tuple(PARTS))
         if not number.isdecimal():
             raise UsageError(f"--scenes {entry} names no number; write it like {split}=100")
         wanted[split] = int(number)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
-import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vistoken.core.errors import DataError, UsageError, did_you_mean
+from vistoken.core.errors import UsageError, did_you_mean
 from vistoken.data.scenes.card import data_card
 from vistoken.data.scenes.compose import SPLITS, Scene, SceneOptions, compose, scene_rng
+from vistoken.data.scenes.folders import check_empty, new_folder, sha256_of, write_json
 from vistoken.data.scenes.icons import IconSource
 from vistoken.data.scenes.questions import ask
 from vistoken.data.scenes.shapes import ShapeSource
@@ -57,22 +54,13 @@ def make_scenes(
     _check(out, scenes, source)
     drawings: DrawingSource = ShapeSource() if source == "shapes" else IconSource(progress=progress)
     options = SceneOptions(size_px=size_px)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        (scratch / "images").mkdir()
+    with new_folder(out) as folder:
+        (folder / "images").mkdir()
         statistics = {
-            split: _write_split(scratch, drawings, options, split, number, seed, progress)
+            split: _write_split(folder, drawings, options, split, number, seed, progress)
             for split, number in scenes.items()
         }
-        _write_documents(scratch, drawings, options, scenes, seed, statistics)
-        scratch.chmod(0o755)
-        if out.is_dir():
-            out.rmdir()
-        os.replace(scratch, out)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+        _write_documents(folder, drawings, options, scenes, seed, statistics)
 
 
 def rows_of(scene: Scene, image: str, drawings: DrawingSource, seed: int) -> list[dict[str, Any]]:
@@ -115,8 +103,7 @@ def _check(out: Path, scenes: dict[str, int], source: str) -> None:
             raise UsageError(f"unknown scene split {split!r}; {did_you_mean(split, SPLITS)}")
         if number < 0:
             raise UsageError(f"split {split!r} asks for {number} scenes; ask for 0 or more.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} exists and is not an empty folder; name a new one or empty it.")
+    check_empty(out)
 
 
 def _write_split(
@@ -157,9 +144,9 @@ def _write_documents(
     statistics: dict[str, dict[str, Counter[str]]],
 ) -> None:
     credits = {style: asdict(credit) for style, credit in drawings.credits.items()}
-    _write_json(folder / "CREDITS.json", credits)
+    write_json(folder / "CREDITS.json", credits)
     names = [asdict(name) | {"is_simple": name.is_simple} for name in drawings.names]
-    _write_json(folder / "names.json", names)
+    write_json(folder / "names.json", names)
     record = {
         "format": FORMAT_VERSION,
         "seed": seed,
@@ -174,17 +161,8 @@ def _write_documents(
             split: {kind: sum(answers.values()) for kind, answers in sorted(kinds.items())}
             for split, kinds in statistics.items()
         },
-        "sha256": {path.name: _sha256(path) for path in sorted(folder.glob("*.jsonl"))},
+        "sha256": {path.name: sha256_of(path) for path in sorted(folder.glob("*.jsonl"))},
     }
-    _write_json(folder / "make.json", record)
+    write_json(folder / "make.json", record)
     card = data_card(drawings, options, scenes, seed, statistics)
     (folder / "DATA_CARD.md").write_text(card, encoding="utf-8")
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

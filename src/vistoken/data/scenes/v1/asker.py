@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from vistoken.data.scenes.v1.wordings import SENTENCE_HINTS, WORDINGS
+from vistoken.data.scenes.v1.wording import SENTENCE_HINTS
+from vistoken.data.scenes.v1.wordings import WORDINGS
 
 _SHORT_HINT_SHARE = 0.45
 _SENTENCE_HINT_SHARE = 0.12

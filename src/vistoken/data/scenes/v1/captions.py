@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from vistoken.data.scenes.backgrounds import COLOURS
 from vistoken.data.scenes.compose import Scene
 from vistoken.data.scenes.grammar import (
     NUMBER_WORDS,
@@ -26,15 +27,20 @@ def ask_caption(scene: Scene, asker: Asker) -> list[Question]:
     relation = _relation(scene, asker)
     longest = 3 if relation else 2
     sentences = asker.rng.randint(1, longest)
-    things, colour = things_from_left(scene), scene.background
-    article = "an" if colour == "orange" else "a"
+    things = things_from_left(scene)
     if sentences == 1:
-        text = f"{things[0].upper()}{things[1:]} on {article} {colour} background."
+        text = f"{things[0].upper()}{things[1:]} {_on_background(scene.background)}."
     else:
         text = f"The picture shows {things}."
         text += f" {relation}" if sentences == 3 else ""
-        text += f" The background is {colour}."
+        text += f" The background is {scene.background}."
     return [asker.put(f"caption-{sentences}", text)]
+
+
+def _on_background(word: str) -> str:
+    if word in COLOURS:
+        return f"on {'an' if word == 'orange' else 'a'} {word} background"
+    return f"in front of {word}"
 
 
 def things_from_left(scene: Scene) -> str:

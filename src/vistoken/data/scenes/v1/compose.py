@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from vistoken.data.scenes.compose import PlacedObject, Scene, is_held_out, scene
 from vistoken.data.scenes.names import Name
 from vistoken.data.scenes.placing import Box, place_apart, place_in_cells, place_in_line
 from vistoken.data.scenes.sources import DrawingSource
+from vistoken.data.scenes.v1.packages import SEEN_ON_SURFACES
 from vistoken.data.scenes.v1.splits import SPLITS, Split, is_popular, names_of
 
 _POPULAR_WEIGHT = 4
@@ -27,8 +29,22 @@ _CELLS = (3, 3)
 _LOOK_PX, _FAR_COLOURS, _FAR_SHARE = 16, 150, 0.5
 
 
+class Ground(Protocol):
+    """Paints a background and says what it is."""
+
+    def __call__(self, size_px: int, rng: random.Random, /) -> tuple[str, Image.Image]:
+        """Paint a square; return the word for it and an RGB picture."""
+        ...
+
+
 def compose(
-    source: DrawingSource, *, seed: int, split: str, index: int, size_px: int
+    source: DrawingSource,
+    *,
+    seed: int,
+    split: str,
+    index: int,
+    size_px: int,
+    surface: Ground | None = None,
 ) -> tuple[Scene, Image.Image]:
     """Compose one scene.
 
@@ -38,6 +54,7 @@ def compose(
         split: A key of `SPLITS`.
         index: Number of the scene within its split.
         size_px: Height and width.
+        surface: Paints the surfaces that some splits have behind their things.
 
     Returns:
         The scene and its RGB picture.
@@ -54,7 +71,10 @@ def compose(
     ]
     colour = rng.choice([c for c in clear if stand_out(patches, c)] or clear)
     patches, boxes = _place(plan, patches, size_px, rng)
-    canvas = background(colour, size_px, rng)
+    if surface is not None and rng.random() < plan.surfaces and not _on_any_surface(names):
+        colour, canvas = surface(size_px, rng)
+    else:
+        canvas = background(colour, size_px, rng)
     for patch, (top, left, _, _) in zip(patches, boxes, strict=True):
         canvas.paste(patch, (left, top), patch)
     objects = tuple(
@@ -106,6 +126,11 @@ def stand_out(patches: list[Image.Image], colour: str) -> bool:
         if not len(far) or far.mean() < _FAR_SHARE:
             return False
     return True
+
+
+def _on_any_surface(names: list[Name]) -> bool:
+    """Tell whether a surface might show one of the things by itself."""
+    return any(name.word in words for words in SEEN_ON_SURFACES.values() for name in names)
 
 
 def _weighted(names: tuple[Name, ...]) -> tuple[Name, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vistoken.data.scenes.compose import Scene
 from vistoken.data.scenes.names import Name
+from vistoken.data.scenes.v1.packages import SEEN_ON_SURFACES
 from vistoken.data.scenes.v1.splits import is_popular
 
 SORTS = ("random", "popular", "adversarial")
@@ -44,6 +45,7 @@ def absent_name(
     """
     shown = [thing.name for thing in scene.objects]
     excluded = {name.word for name in (*shown, *taken)}
+    excluded |= SEEN_ON_SURFACES.get(scene.background, frozenset())
     for name in shown:
         excluded |= vocabulary.confusable.get(name.word, frozenset())
     candidates = [name for name in vocabulary.names if name.word not in excluded]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
-from vistoken.data.scenes.compose import PlacedObject, Scene
+from vistoken.data.scenes.backgrounds import COLOURS
+from vistoken.data.scenes.compose import Scene
 from vistoken.data.scenes.grammar import (
     NUMBER_WORDS,
     is_countable,
@@ -15,19 +17,16 @@ from vistoken.data.scenes.grammar import (
 from vistoken.data.scenes.names import Name
 from vistoken.data.scenes.v1.asker import Asker, Question
 from vistoken.data.scenes.v1.captions import ask_caption
-from vistoken.data.scenes.v1.geometry import (
-    OPPOSITE,
-    clear_pairs,
-    extent,
-    extremes,
-    nearest_things,
-    part_of_picture,
-    single_things,
-    things_between,
-    unequal_pairs,
-)
+from vistoken.data.scenes.v1.geometry import extremes, part_of_picture, single_things
 from vistoken.data.scenes.v1.negatives import SORTS, Vocabulary, absent_name
-from vistoken.data.scenes.v1.wordings import BESIDE, FURTHEST, RELATIONS, SIDES, SIZES
+from vistoken.data.scenes.v1.relations import (
+    ask_between,
+    ask_nearest,
+    ask_relation_check,
+    ask_size,
+    ask_which_of_two,
+)
+from vistoken.data.scenes.v1.wordings import FURTHEST, SIDES
 
 KINDS = (
     "name1",
@@ -74,14 +73,14 @@ def ask(scene: Scene, vocabulary: Vocabulary, asker: Asker) -> list[Question]:
     if len(scene.objects) == 1:
         questions = _name_only_object(scene, asker)
     else:
-        questions = _name_extremes(scene, asker) + _which_of_two(scene, asker)
+        questions = _name_extremes(scene, asker) + ask_which_of_two(scene, asker)
     questions += _presence(scene, vocabulary, asker)
     questions += ask_count(scene, asker)
     for share, group in (
-        (_CHECK_SHARE, _check_relation),
-        (_BETWEEN_SHARE, _between),
-        (_NEAREST_SHARE, _nearest),
-        (_SIZE_SHARE, _size),
+        (_CHECK_SHARE, ask_relation_check),
+        (_BETWEEN_SHARE, ask_between),
+        (_NEAREST_SHARE, ask_nearest),
+        (_SIZE_SHARE, ask_size),
         (_COLOUR_SHARE, _colour),
         (_CAPTION_SHARE, ask_caption),
     ):
@@ -93,6 +92,21 @@ def ask(scene: Scene, vocabulary: Vocabulary, asker: Asker) -> list[Question]:
         questions += _absent_and_where(scene, vocabulary, asker)
     rng.shuffle(questions)
     return questions
+
+
+def ask_tiny(scene: Scene, vocabulary: Vocabulary, asker: Asker) -> list[Question]:
+    """Ask what suits a scene of tiny things; all of it is of the kind "small"."""
+    if len(scene.objects) == 1:
+        questions = _name_only_object(scene, asker)[:1]
+    else:
+        questions = _name_extremes(scene, asker)[:2]
+    questions += _presence(scene, vocabulary, asker) + ask_count(scene, asker)
+    questions += _absent_and_where(scene, vocabulary, asker)
+    asker.rng.shuffle(questions)
+    return [
+        replace(question, kind="small", facts={**question.facts, "asked": question.kind})
+        for question in questions
+    ]
 
 
 def ask_count(scene: Scene, asker: Asker) -> list[Question]:
@@ -127,92 +141,9 @@ def _name_extremes(scene: Scene, asker: Asker) -> list[Question]:
     ]
 
 
-def _which_of_two(scene: Scene, asker: Asker) -> list[Question]:
-    options = clear_pairs(scene)
-    asked = asker.rng.sample(options, min(len(options), 2 if len(scene.objects) == 2 else 3))
-    questions: list[Question] = []
-    for pair, axis in asked:
-        direction = asker.rng.choice(axis)
-        winner = max(pair, key=lambda thing: extent(thing, direction))
-        questions.append(
-            asker.put(
-                "relation",
-                winner.name.word,
-                facts={"direction": direction},
-                relation=asker.rng.choice(RELATIONS[direction]),
-                **_in_random_order(pair, asker),
-            )
-        )
-    return questions
-
-
-def _in_random_order(pair: tuple[PlacedObject, PlacedObject], asker: Asker) -> dict[str, str]:
-    one, other = asker.rng.sample(pair, 2)
-    return {
-        "one": with_definite_article(one.name),
-        "other": with_definite_article(other.name),
-    }
-
-
-def _check_relation(scene: Scene, asker: Asker) -> list[Question]:
-    options = clear_pairs(scene)
-    if not options:
-        return []
-    pair, axis = asker.rng.choice(options)
-    asked = asker.rng.choice(axis)
-    one, other = asker.rng.sample(pair, 2)
-    is_so = extent(one, asked) > extent(other, asked)
-    true = asked if is_so else OPPOSITE[asked]
-    first, second = with_definite_article(one.name), with_definite_article(other.name)
-    answer = "yes" if is_so else "no"
-    return [
-        asker.put(
-            "relation-check",
-            answer,
-            facts={"direction": asked},
-            one=first,
-            other=second,
-            beside=asker.rng.choice(BESIDE[asked]),
-            said=f"{answer.capitalize()}, {first} is {BESIDE[true][0]} {second}.",
-        )
-    ]
-
-
-def _between(scene: Scene, asker: Asker) -> list[Question]:
-    options = things_between(scene)
-    if not options:
-        return []
-    one, other, middle = asker.rng.choice(options)
-    return [asker.put("between", middle.name.word, **_in_random_order((one, other), asker))]
-
-
-def _nearest(scene: Scene, asker: Asker) -> list[Question]:
-    options = nearest_things(scene)
-    if not options:
-        return []
-    thing, nearest = asker.rng.choice(options)
-    return [asker.put("nearest", nearest.name.word, one=with_definite_article(thing.name))]
-
-
-def _size(scene: Scene, asker: Asker) -> list[Question]:
-    options = unequal_pairs(scene)
-    if not options:
-        return []
-    large, small = asker.rng.choice(options)
-    wanted = asker.rng.choice(tuple(SIZES))
-    winner = large if wanted == "larger" else small
-    return [
-        asker.put(
-            "size",
-            winner.name.word,
-            facts={"direction": wanted},
-            size=asker.rng.choice(SIZES[wanted]),
-            **_in_random_order((large, small), asker),
-        )
-    ]
-
-
 def _colour(scene: Scene, asker: Asker) -> list[Question]:
+    if scene.background not in COLOURS:
+        return []
     return [asker.put("colour", scene.background)]
 
 

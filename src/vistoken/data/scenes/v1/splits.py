@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 from vistoken.data.scenes.names import Name
 
@@ -42,6 +43,8 @@ MIXED = Profile(
     (0.2, 0.5),
 )
 # Many labelled drawings for one pass of the towers: what the alignment of names needs.
+# 8 to 24 pixels of 336.
+TINY = Profile(((1, 0.4), (2, 0.35), (3, 0.25)), (0.024, 0.0714))
 DENSE = Profile(((6, 0.2), (7, 0.2), (8, 0.2), (9, 0.4)), (0.21, 0.33), crowded=True)
 
 
@@ -59,6 +62,9 @@ class Split:
         held_out_compositions: Whether its sets of names are kept out of training; None where its
             names are.
         unseen_phrasings: Share of questions put in wordings that training never uses.
+        drawings: Icons (or shapes), or cut-outs: those that training shows or those it does not.
+        surfaces: Share of backgrounds that are photographs of surfaces instead of a colour.
+        asked: All kinds of questions, the number of things only, or what suits tiny things.
     """
 
     profile: Profile
@@ -69,8 +75,12 @@ class Split:
     held_out_classes: bool = False
     held_out_compositions: bool | None = True
     unseen_phrasings: float = 0.35
+    drawings: Literal["icons", "cut-outs", "held-out cut-outs"] = "icons"
+    surfaces: float = 0.0
+    asked: Literal["all", "count", "tiny"] = "all"
 
 
+# The first five do not change within version 1: what is trained on them stays comparable.
 SPLITS: dict[str, Split] = {
     "train": Split(
         MIXED,
@@ -87,6 +97,7 @@ SPLITS: dict[str, Split] = {
         varied=0.5,
         held_out_compositions=False,
         unseen_phrasings=0.0,
+        asked="count",
     ),
     "val": Split(MIXED, "training styles as drawn; compositions held out", 600),
     "style": Split(
@@ -98,6 +109,32 @@ SPLITS: dict[str, Split] = {
         400,
         held_out_classes=True,
         held_out_compositions=None,
+    ),
+    "small": Split(
+        TINY,
+        "one to three drawings of 8 to 24 px (at 336), training styles and compositions",
+        1_500,
+        held_out_compositions=False,
+        unseen_phrasings=0.0,
+        asked="tiny",
+    ),
+    "small-val": Split(TINY, "as small; compositions held out", 200, asked="tiny"),
+    "cutouts": Split(
+        MIXED,
+        "photo cut-outs and clip art, half of them on photographed surfaces",
+        3_000,
+        varied=0.3,
+        held_out_compositions=False,
+        unseen_phrasings=0.0,
+        drawings="cut-outs",
+        surfaces=0.5,
+    ),
+    "cutouts-val": Split(
+        MIXED,
+        "pictures and compositions that cutouts does not show, of words known from other pictures",
+        300,
+        drawings="held-out cut-outs",
+        surfaces=0.5,
     ),
 }
 

@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Wording:
-    """The ways to put one kind of question.
-
-    Attributes:
-        seen: Wordings of every split.
-        unseen: Wordings that only test splits use.
-        hints: Requests for a short answer, added to some questions.
-        sentence: The answer as a sentence; empty where the answer is one already.
-    """
-
-    seen: tuple[str, ...]
-    unseen: tuple[str, ...]
-    hints: tuple[str, ...] = ()
-    sentence: str = ""
-
-
-SENTENCE_HINTS = (
-    "Answer in a full sentence.",
-    "Reply with a complete sentence.",
-    "Give your answer as a sentence.",
+from vistoken.data.scenes.v1.text_wordings import TEXT_AND_CHART_WORDINGS
+from vistoken.data.scenes.v1.wording import (
+    CHOICE_HINTS,
+    NAME_HINTS,
+    NUMBER_HINTS,
+    YES_NO_HINTS,
+    Wording,
 )
-
-_NAME_HINTS = (
-    "Answer with its name only.",
-    "Use one to three words.",
-    "Answer briefly.",
-    "Answer in a word or two.",
-)
-_YES_NO_HINTS = ("Answer yes or no.", "Reply with yes or no.", "Yes or no?", "Answer in one word.")
-_NUMBER_HINTS = ("Answer with one word.", "Reply with a number word.", "Answer in one word.")
-_CHOICE_HINTS = ("Answer with one of the two.", *_NAME_HINTS)
 
 WORDINGS: dict[str, Wording] = {
     "name1": Wording(
@@ -55,7 +28,7 @@ WORDINGS: dict[str, Wording] = {
             "Identify the thing in this picture.",
             "What has been drawn in the image?",
         ),
-        _NAME_HINTS,
+        NAME_HINTS,
         "The picture shows {said}.",
     ),
     "nameN": Wording(
@@ -68,7 +41,7 @@ WORDINGS: dict[str, Wording] = {
             "Tell me which object is {furthest}.",
         ),
         ("Identify the {side} item.", "Which of the things shown is the {side} one?"),
-        _NAME_HINTS,
+        NAME_HINTS,
         "The {side} object is the {answer}.",
     ),
     "presence": Wording(
@@ -81,7 +54,7 @@ WORDINGS: dict[str, Wording] = {
             "Does this picture contain {thing}?",
         ),
         ("Would you find {thing} here?", "Has {thing} been drawn in this image?"),
-        _YES_NO_HINTS,
+        YES_NO_HINTS,
         "{said}",
     ),
     "relation": Wording(
@@ -93,7 +66,7 @@ WORDINGS: dict[str, Wording] = {
             "{one} or {other}: which one is {relation}?",
         ),
         ("Compare {one} and {other}. Which is {relation}?", "Is {one} or {other} {relation}?"),
-        _CHOICE_HINTS,
+        CHOICE_HINTS,
         "The {answer} is {relation}.",
     ),
     "relation-check": Wording(
@@ -103,7 +76,7 @@ WORDINGS: dict[str, Wording] = {
             "Do you see {one} {beside} {other}?",
         ),
         ("Would you say that {one} is {beside} {other}?",),
-        _YES_NO_HINTS,
+        YES_NO_HINTS,
         "{said}",
     ),
     "between": Wording(
@@ -113,7 +86,7 @@ WORDINGS: dict[str, Wording] = {
             "Name the thing between {one} and {other}.",
         ),
         ("What stands in the middle of {one} and {other}?",),
-        _NAME_HINTS,
+        NAME_HINTS,
         "The {answer} is between {one} and {other}.",
     ),
     "nearest": Wording(
@@ -124,7 +97,7 @@ WORDINGS: dict[str, Wording] = {
             "Which thing is closest to {one}?",
         ),
         ("What lies the least far from {one}?",),
-        _NAME_HINTS,
+        NAME_HINTS,
         "The {answer} is nearest to {one}.",
     ),
     "size": Wording(
@@ -135,7 +108,7 @@ WORDINGS: dict[str, Wording] = {
             "Which one looks {size}, {one} or {other}?",
         ),
         ("Compare {one} and {other}. Which is {size}?",),
-        _CHOICE_HINTS,
+        CHOICE_HINTS,
         "The {answer} is {size}.",
     ),
     "count": Wording(
@@ -148,7 +121,7 @@ WORDINGS: dict[str, Wording] = {
             "How many things are there?",
         ),
         ("What is the total number of things here?", "How many items can be counted?"),
-        _NUMBER_HINTS,
+        NUMBER_HINTS,
         "{said}",
     ),
     "count-of": Wording(
@@ -160,7 +133,7 @@ WORDINGS: dict[str, Wording] = {
             "How many {things} are there?",
         ),
         ("What is the number of {things} here?",),
-        _NUMBER_HINTS,
+        NUMBER_HINTS,
         "{said}",
     ),
     "colour": Wording(
@@ -213,6 +186,7 @@ WORDINGS: dict[str, Wording] = {
 }
 # A thing that is there is asked for in the same words as one that is not.
 WORDINGS["where"] = WORDINGS["absent"]
+WORDINGS |= TEXT_AND_CHART_WORDINGS
 
 SIDES: dict[str, tuple[str, ...]] = {
     "left": ("left-most", "leftmost"),
