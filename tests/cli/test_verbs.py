@@ -211,13 +211,19 @@ def test_train_dry_run_writes_nothing(vistoken, run_file, tmp_path):
     }
     assert outcome.data["model"] is None
     assert not (tmp_path / "run").exists()
+    text = vistoken("train", run_file, "--device", "cpu", "--dry-run")
+    assert "GiB in all" in text.out
+    assert "would write" in text.out
+    assert all(len(line) <= 80 for line in text.out.splitlines()), text.out
 
 
 def test_train_then_merge_then_ask(vistoken, run_file, tmp_path, image):
     outcome = vistoken("train", run_file, "stages.joint.steps=1", "--device", "cpu")
     assert outcome.code == 0, outcome
     light = tmp_path / "run" / "model"
-    assert str(light) in outcome.out
+    assert f"vistoken merge {light}" in outcome.out
+    vistoken("merge", tmp_path / "run", tmp_path / "full").failed(2, f"model is in {light}")
+    vistoken("chat", "-m", tmp_path / "run", "What?").failed(4, f"model is in {light}")
     vistoken("train", run_file, "--device", "cpu").failed(2, "--resume")
 
     dry = vistoken("merge", light, tmp_path / "full", "--dry-run", "--json")
@@ -245,6 +251,13 @@ def test_train_then_merge_then_ask(vistoken, run_file, tmp_path, image):
 )
 def test_train_refuses_wrong_overrides(vistoken, run_file, override, words):
     vistoken("train", run_file, override, "--dry-run").failed(2, *words)
+
+
+def test_a_recipe_with_two_runs_says_which_one_has_a_stage(vistoken):
+    words = ("train", "nano", "--data", "my.json")
+    vistoken(*words, "stages.align.steps=1").failed(2, "'align'", "add --from-scratch")
+    vistoken(*words, "--from-scratch", "stages.tune.steps=1").failed(2, "leave --from-scratch out")
+    vistoken("train", "nano").failed(2, "--data FILE")
 
 
 def test_train_refuses_bad_data(vistoken, run_file, scenes, tmp_path):

@@ -112,3 +112,14 @@ def test_adapters_learn_over_quantised_weights(model, method):
     assert all("lora_" in name for name in grads)
     assert all(grad is not None for grad in grads.values())
     assert any(grad.any() for name, grad in grads.items() if "lora_B" in name)
+
+
+def test_a_carried_adapter_is_continued_or_refused(model):
+    first = stage(language={"train": "lora", "lora": {"r": 2, "alpha": 4}})
+    apply_groups(model, first)
+    weights = {name: id(p) for name, p in model.named_parameters() if "lora_" in name}
+    apply_groups(model, first)
+    assert weights == {name: id(p) for name, p in model.named_parameters() if "lora_" in name}
+    for other in ({"r": 4, "alpha": 4}, {"r": 2, "alpha": 8}):
+        with pytest.raises(UsageError, match="carries LoRA with"):
+            apply_groups(model, stage(language={"train": "lora", "lora": other}))

@@ -26,14 +26,17 @@ def merge(
     quieten()
     import torch
 
-    from vistoken.cli.sources import read_processor
+    from vistoken.cli.sources import read_processor, where_instead
     from vistoken.models import VistokenForConditionalGeneration
     from vistoken.models.checkpoint import ADAPTER, is_light, merge_adapter, save_full
     from vistoken.models.device import choose_dtype
     from vistoken.models.references import read_references
 
     if not is_light(directory):
-        raise UsageError(f"{directory} is not a light checkpoint (it has no references.json)")
+        raise UsageError(
+            f"{directory} is not a light checkpoint (it has no references.json); "
+            f"{where_instead(directory)}"
+        )
     chosen = choose_dtype(dtype, torch.device("cpu"))
     references = read_references(directory)
     processor = read_processor(str(directory))

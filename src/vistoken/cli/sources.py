@@ -43,7 +43,7 @@ def check_model(name: str) -> None:
     path = Path(name)
     if path.is_dir():
         if not (path / _CONFIG).is_file():
-            raise WeightsError(f"{name} has no {_CONFIG}; name the directory of a checkpoint")
+            raise WeightsError(f"{name} has no {_CONFIG}; {where_instead(path)}")
         return
     if path.exists():
         raise UsageError(f"model {name} is a file; name a recipe, a directory or a hub id")
@@ -101,6 +101,14 @@ def read_processor(name: str) -> VistokenProcessor:
         return VistokenProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
+
+
+def where_instead(directory: Path) -> str:
+    """Which directory to name instead of one that is no checkpoint."""
+    inner = directory / "model"
+    if (inner / _CONFIG).is_file():
+        return f"it is the folder of a run, whose model is in {inner}"
+    return "name the directory of a checkpoint"
 
 
 def has_trained_weights(recipe_name: str) -> bool:

@@ -19,11 +19,12 @@ from vistoken.cli.console import (
     say_json,
     table,
 )
+from vistoken.cli.run_choice import FromScratchOption, Given, choose_run
 from vistoken.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from vistoken.models.recipe import Recipe
     from vistoken.train.config import RunConfig
+    from vistoken.train.plan import StagePlan
     from vistoken.train.run import RunReport
 
 
@@ -45,12 +46,7 @@ def train(
         Path | None,
         typer.Option("--output", "-o", help="With a recipe: folder of the run (else runs/RECIPE)."),
     ] = None,
-    from_scratch: Annotated[
-        bool,
-        typer.Option(
-            "--from-scratch", help="With nano: not from its trained weights, but all its stages."
-        ),
-    ] = False,
+    from_scratch: FromScratchOption = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
     ] = False,
@@ -75,8 +71,10 @@ def train(
         raise UsageError("--allow-changes goes with --resume: a new run has nothing to change")
     _check_device(device)
     quieten()
-    given = {"data": data or None, "image_root": image_root, "output": output}
-    run_config = _configuration(config, given, from_scratch, overrides or [])
+    given = Given(tuple(data or ()), image_root, output, from_scratch)
+    run_config = choose_run(config, given, overrides or [])
+    if not dry_run:
+        _fetch(run_config)
     from vistoken.cli.progress import Progress
     from vistoken.train.run import train as run
 
@@ -111,54 +109,12 @@ def _check_device(device: str) -> None:
         choose_device(device)
 
 
-def _configuration(
-    name: str, given: dict[str, Any], from_scratch: bool, overrides: list[str]
-) -> RunConfig:
-    from vistoken.models.recipe import load_recipe, recipe_names
-    from vistoken.train.config import load_config, recipe_config
+def _fetch(config: RunConfig) -> None:
+    """Fetch the embedded model's parts, saying so, where a run of nano finds none."""
+    from vistoken.convert.nano_parts import ensure_nano_parts
 
-    if name in recipe_names() and not Path(name).exists():
-        if not given["data"] and not any(override.startswith("data=") for override in overrides):
-            raise UsageError(
-                f"recipe {name} needs training data: add --data FILE "
-                "('vistoken data make scenes' composes some)"
-            )
-        recipe = load_recipe(name)
-        section = recipe.train if from_scratch or not recipe.tune else recipe.tune
-        _check_stages(recipe, section, overrides)
-        values: dict[str, Any] = {
-            "data": [str(path) for path in given["data"] or ()],
-            "output": str(given["output"] or Path("runs") / name),
-        }
-        if given["image_root"] is not None:
-            values["image_root"] = str(given["image_root"])
-        return recipe_config(name, section, values, overrides)
-    if from_scratch or any(given.values()):
-        raise UsageError(
-            "--data, --image-root, --output and --from-scratch go with a recipe; "
-            "a YAML file has them as fields"
-        )
-    if not name.endswith((".yaml", ".yml")):
-        load_recipe(name)  # an unknown recipe: its error suggests near names
-    return load_config(Path(name), overrides)
-
-
-def _check_stages(recipe: Recipe, section: dict[str, Any] | None, overrides: list[str]) -> None:
-    """Tell an override of the recipe's other run from a misspelt one."""
-    names, others = _stages(section), _stages(recipe.train) | _stages(recipe.tune)
-    for override in overrides:
-        first, _, rest = override.partition(".")
-        stage = rest.partition(".")[0]
-        if first == "stages" and stage in others - names:
-            how = "leave --from-scratch out" if section is recipe.train else "add --from-scratch"
-            raise UsageError(
-                f"override {override!r}: this run of {recipe.name} has the stage(s) "
-                f"{', '.join(sorted(names))}; for {stage!r} {how}"
-            )
-
-
-def _stages(section: dict[str, Any] | None) -> set[str]:
-    return {stage["name"] for stage in (section or {}).get("stages", ())}
+    if config.recipe == "nano":
+        ensure_nano_parts(note)
 
 
 def _as_json(report: RunReport, config: RunConfig, dry_run: bool) -> dict[str, Any]:
@@ -182,11 +138,44 @@ def _show(report: RunReport, config: RunConfig, dry_run: bool) -> None:
         table(
             ("part", "train", "learning rate", "trainable", "parameters"),
             rows,
-            f"stage {stage.name}: {stage.samples} samples",
+            f"stage {stage.name}: {stage.samples:,} samples",
             right="learning rate,trainable,parameters",
         )
+        if stage.plan is not None:
+            _show_plan(stage.plan)
     if dry_run:
         note("dry run: nothing was written")
         say(f"would write {config.output}")
     else:
-        say(f"the trained model is in {report.model}")
+        _show_next(report)
+
+
+def _show_plan(plan: StagePlan) -> None:
+    memory = plan.memory
+    say(f"{plan.steps:,} steps of {plan.samples_per_step:,} samples; the first logged has an ETA")
+    say(
+        f"{'longest step of this data' if plan.measured else 'a step'}: {memory.samples:,} rows of "
+        f"{memory.sequence:,} tokens, {memory.visual_tokens:,} of them a picture's"
+    )
+    sizes = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimiser": memory.optimizer,
+        "activations": memory.activations + memory.loss,
+    }
+    parts = ", ".join(f"{name} {size / 2**30:,.2f}" for name, size in sizes.items())
+    say(f"memory on each device, {memory.total / 2**30:,.2f} GiB in all:")
+    say(f"  {parts}")
+
+
+def _show_next(report: RunReport) -> None:
+    """Say where the model is and what can be done with it."""
+    from vistoken.models.checkpoint import is_light
+
+    if report.model is None:
+        return
+    say(f"the trained model is in {report.model}")
+    say("ask it, or make one directory that needs nothing of this machine:")
+    say(f'  vistoken chat --model {report.model} PICTURE "QUESTION"')
+    if is_light(report.model):
+        say(f"  vistoken merge {report.model} {report.model.parent / 'merged'}")

@@ -87,6 +87,8 @@ def apply_groups(model: VistokenForConditionalGeneration, stage: StageConfig) ->
             # PEFT picks its adapter for 4-bit layers by this mark
             model.is_loaded_in_4bit = language.quantization == "nf4"
         inject_lora(model, language.lora)
+    elif language.train == "lora":
+        _check_adapter(model, stage)
     if language.train == "full" and lora_layers(model):
         raise UsageError(
             f"stage {stage.name!r} trains the language model in full, but it carries LoRA weights "
@@ -106,6 +108,21 @@ def apply_groups(model: VistokenForConditionalGeneration, stage: StageConfig) ->
             if trained and parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
     return group_table(model, stage)
+
+
+def _check_adapter(model: VistokenForConditionalGeneration, stage: StageConfig) -> None:
+    """Refuse settings that the adapter which a model carries does not have."""
+    wanted = stage.group("language").lora
+    (carried,) = model.peft_config.values()
+    for name, has, asked in (
+        ("r", carried.r, wanted.r),
+        ("alpha", carried.lora_alpha, wanted.alpha),
+    ):
+        if has != asked:
+            raise UsageError(
+                f"stage {stage.name!r}: groups.language.lora.{name} is {asked:g}, but the model "
+                f"carries LoRA with {has:g}, which training continues; set {name} to {has:g}"
+            )
 
 
 def optimizer_groups(

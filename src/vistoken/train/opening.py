@@ -85,7 +85,7 @@ def _checkpoint(
 ) -> tuple[VistokenForConditionalGeneration, VistokenProcessor, list[Reference]]:
     if not is_light(directory):
         raise UsageError(
-            f"{directory} is not a light checkpoint, whose frozen parts training can refer to; name "
+            f"{directory} is not a light checkpoint, which training needs to refer to; name "
             "the folder 'model' of a run, from before 'vistoken merge'"
         )
     model = VistokenForConditionalGeneration.from_pretrained(directory)

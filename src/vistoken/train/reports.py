@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vistoken.train.groups import GroupRow
+from vistoken.train.plan import StagePlan
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class StageReport:
         steps: Optimiser steps done; 0 in a dry run.
         seconds: Wall time of the training loop.
         best: With ``keep_best``: the best checkpoint, its step, the metric and its value.
+        plan: In a dry run: steps and memory.
     """
 
     name: str
@@ -30,6 +32,7 @@ class StageReport:
     seconds: float = 0.0
     left_out: dict[str, int] = field(default_factory=dict)
     best: dict[str, Any] | None = None
+    plan: StagePlan | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from vistoken.train.groups import apply_groups, format_table
 from vistoken.train.left_out import LEFT_OUT, LeftOutLog
 from vistoken.train.objectives import find_objective
 from vistoken.train.opening import OpenRun, stage_encoder
+from vistoken.train.plan import plan_stage
 from vistoken.train.reports import StageReport
 from vistoken.train.run_folder import DONE, METRICS
 from vistoken.train.samples import CachedEncoder, SceneCollator
@@ -109,7 +110,7 @@ def run_stage(
     logger.info("stage %s, %d samples\n%s", stage.name, len(data.items), format_table(table))
     started.done.add(stage.name)
     if dry_run:
-        return report
+        return replace(report, plan=plan_stage(run, stage, data))
     _prepare(run, encode, data, progress)
     folder = run.folder(stage)
     trainer = _trainer(run, stage, data, encode, bad, left_out)

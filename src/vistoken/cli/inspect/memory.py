@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vistoken.cli.console import JsonOption, check_choice, quieten, say, say_json, table
+from vistoken.cli.run_choice import FromScratchOption, Given, choose_run
 
 if TYPE_CHECKING:
     from vistoken.train.config import RunConfig
@@ -41,13 +41,14 @@ def memory(
     precision: Annotated[
         str, typer.Option(help="bfloat16 or float32, where the configuration says auto.")
     ] = "bfloat16",
+    from_scratch: FromScratchOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Predict weights, gradients, optimiser state and activations of every stage, per device."""
     check_choice("--sharding", sharding, _SHARDINGS)
     check_choice("--precision", precision, ("bfloat16", "float32"))
     quieten()
-    run = _configuration(config, overrides or [])
+    run = choose_run(config, Given(from_scratch=from_scratch), overrides or [], needs_data=False)
     number = precision if run.precision == "auto" else run.precision
     stages = _predict(run, number == "bfloat16", length, supervised, devices, sharding)
     if as_json:
@@ -77,18 +78,6 @@ def memory(
             f"{stage.visual_tokens} of them visual"
         )
     say("without the workspace of kernels and the runtime's own share")
-
-
-def _configuration(name: str, overrides: list[str]) -> RunConfig:
-    from vistoken.models.recipe import load_recipe, recipe_names
-    from vistoken.train.config import load_config, recipe_config
-
-    if name in recipe_names() and not Path(name).exists():
-        values: dict[str, Any] = {"data": ["unused.jsonl"], "output": "unused"}
-        return recipe_config(name, load_recipe(name).train, values, overrides)
-    if not name.endswith((".yaml", ".yml")):
-        load_recipe(name)  # an unknown recipe: its error suggests near names
-    return load_config(Path(name), overrides)
 
 
 def _predict(
