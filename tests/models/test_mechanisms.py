@@ -263,6 +263,21 @@ def test_one_slot_per_feature(picture: Any) -> None:
         model(**batch)
 
 
+def test_costs_are_counted_from_the_plans() -> None:
+    from vistoken.models.cost import measure_cost
+
+    for name in ("toy", "half"):
+        model, _ = make(name)
+        model = model.to("meta")
+        cost = measure_cost(model, model.config.pipeline(), text_tokens=6)
+        prefill, decode, stored = cost.stock
+        # the stock count has a rotary table more
+        assert cost.prefill_flops < prefill
+        assert (cost.prompt_cache_values < stored) is (name == "half")
+        assert cost.decode_flops <= decode
+        assert cost.cache_values * (cost.visual_tokens + 6) == stored
+
+
 def test_other_language_models_are_refused_when_built() -> None:
     config = PretrainedConfig(hidden_size=8, num_hidden_layers=1)
     config.model_type = "gemma2"

@@ -202,7 +202,7 @@ class VistokenModel(VistokenPreTrainedModel):
                 views = raw[bounds[number] : bounds[number + 1]]
                 features.append(slot_features(predicted, views))
             maps.append(TOKEN.set(predicted.token_map, media=number))
-        side = {
+        side: dict[str, list[Any]] = {
             name: [values[a:b] for a, b in pairwise(bounds)] for name, values in state.side.items()
         }
         if raw is not None:

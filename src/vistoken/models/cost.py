@@ -21,7 +21,9 @@ from vistoken.core.tables import VIEW
 from vistoken.models.configuration import VistokenConfig
 from vistoken.models.encoder import tower_features
 from vistoken.models.modeling import VistokenForConditionalGeneration
+from vistoken.models.outputs import ImageFeatures
 from vistoken.models.pipeline import PipelineSpec
+from vistoken.models.plan_cost import count_plans, prompt_map
 
 _PROJECTOR = "model.multi_modal_projector"
 
@@ -58,9 +60,13 @@ class ModelCost:
             weights count where they come first.
         encode_flops: Of the towers.
         connect_flops: Of connector and layout.
-        prefill_flops: Of the language model over all tokens, logits of the last one.
+        prefill_flops: Of the language model over all tokens, logits of the last one; under its
+            mechanisms, counted from their plans.
         decode_flops: Of one further token behind them.
-        cache_values: Numbers that the key-value cache holds per token.
+        cache_values: Numbers that the key-value cache holds per token of text.
+        prompt_cache_values: Numbers that it holds behind the prompt.
+        stock: Prefill and decode FLOPs and ``prompt_cache_values`` of the same model without its
+            mechanisms; None where it has none.
         modules: Every module down to a depth.
     """
 
@@ -74,6 +80,8 @@ class ModelCost:
     prefill_flops: int
     decode_flops: int
     cache_values: int
+    prompt_cache_values: int
+    stock: tuple[int, int, int] | None
     modules: tuple[ModuleCost, ...]
 
     @property
@@ -125,7 +133,11 @@ def measure_cost(
         with FlopCounterMode(display=False) as connect:
             image = model.get_image_features(tower_features=features, view_table=table)
         visual_tokens = len(image.pooler_output[0])
-        prefill, decode, cache_values = _language_flops(model, visual_tokens + text_tokens)
+        language = _language_flops(model, visual_tokens + text_tokens)
+        stock, prompt_values = None, language[2] * (visual_tokens + text_tokens)
+        if len(model.model.stack):
+            stock = (language[0], language[1], prompt_values)
+            language, prompt_values = _planned_flops(model, image, text_tokens)
     return ModelCost(
         image_size=(size[0], size[1]),
         views=len(table),
@@ -134,9 +146,11 @@ def measure_cost(
         parameters=part_parameters(model),
         encode_flops=encode_flops,
         connect_flops=connect.get_total_flops(),
-        prefill_flops=prefill,
-        decode_flops=decode,
-        cache_values=cache_values,
+        prefill_flops=language[0],
+        decode_flops=language[1],
+        cache_values=language[2],
+        prompt_cache_values=prompt_values,
+        stock=stock,
         modules=tuple(_modules(model, depth, _by_name(connect), encode_flops)),
     )
 
@@ -182,21 +196,37 @@ def _encode_flops(
 
 
 def _language_flops(model: VistokenForConditionalGeneration, tokens: int) -> tuple[int, int, int]:
-    """FLOPs of the prompt and of one token behind it; numbers that the cache keeps per token."""
+    """FLOPs of the prompt and of one token behind it; numbers that the cache keeps per token.
+
+    Of the stock language model: its mechanisms look at values, which the meta device has not.
+    """
     text: Any = model.config.text_config
+    language: Any = model.model.language_model
     prompt = torch.empty(1, tokens, text.hidden_size, device="meta")
     with FlopCounterMode(display=False) as prefill:
-        outputs = model(inputs_embeds=prompt, use_cache=True, logits_to_keep=1)
+        outputs = language(inputs_embeds=prompt, use_cache=True)
+        model.lm_head(outputs.last_hidden_state[:, -1:])
     layers = outputs.past_key_values.layers
     kept = sum(layer.keys.numel() + layer.values.numel() for layer in layers)
     with FlopCounterMode(display=False) as decode:
-        model(
-            inputs_embeds=prompt[:, :1],
-            past_key_values=outputs.past_key_values,
-            use_cache=True,
-            logits_to_keep=1,
+        outputs = language(
+            inputs_embeds=prompt[:, :1], past_key_values=outputs.past_key_values, use_cache=True
         )
+        model.lm_head(outputs.last_hidden_state)
     return prefill.get_total_flops(), decode.get_total_flops(), kept // tokens
+
+
+def _planned_flops(
+    model: VistokenForConditionalGeneration, image: ImageFeatures, text_tokens: int
+) -> tuple[tuple[int, int, int], int]:
+    """As :func:`_language_flops` under the mechanisms; numbers in the cache behind the prompt."""
+    before = text_tokens // 2
+    table = prompt_map(list(image.token_map or []), before, text_tokens - before)
+    counted = count_plans(model.model.language_model, model.model.stack, table, image.side)
+    head = 2 * model.lm_head.weight.numel()
+    prompt, later = counted.prefill.cache_values, counted.decode.cache_values
+    flops = counted.prefill.flops + head, counted.decode.flops + head
+    return (*flops, later - prompt), prompt
 
 
 @contextmanager

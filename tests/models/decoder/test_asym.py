@@ -315,6 +315,15 @@ def test_rows_without_any_key_give_nothing(build: Build, ids: Tensor) -> None:
     close(*outputs, 1e-5)
 
 
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
+def test_backends_that_take_no_ready_mask(attention: str, build: Build, ids: Tensor) -> None:
+    model = build("llama-gqa")
+    model.config._attn_implementation = attention
+    for plan in (TRIVIAL, LayerPlan(query_rows=HALF)):
+        with pytest.raises(UsageError, match=f"{attention}.*inside a layer.*sdpa"):
+            run(model, Tell(plan), input_ids=ids)
+
+
 def test_plans_that_contradict_themselves(build: Build, ids: Tensor) -> None:
     model = build("llama-gqa")
     rows = torch.zeros(int(HALF.sum()), 32)

@@ -140,6 +140,25 @@ def test_dropping_ragged_rows_equals_masking(
         close(survivors, masked[number, kept])
 
 
+def test_rows_are_told_where_only_one_sequence_drops(build: Build, ids: Tensor) -> None:
+    """The number of rows stays, but those of one sequence have moved."""
+
+    class OnlySecond(DropThird):
+        def kept(self, order: Tensor) -> Tensor:
+            keep = super().kept(order)
+            keep[[0, 2]] = True
+            return keep
+
+    model, mechanism = build("llama-gqa"), OnlySecond(1)
+    stack = MechanismStack([mechanism])
+    output = run_decoder(model.model, stack=stack, input_ids=ids, use_cache=False)
+    assert output.last_hidden_state.shape[1] == ROWS
+    kept = mechanism.kept(torch.arange(ROWS).expand(3, -1).clone())[1]
+    filling = [-1] * int((~kept).sum())
+    assert output.rows[1].tolist() == filling + torch.nonzero(kept).flatten().tolist()
+    assert output.rows[0].tolist() == list(range(ROWS))
+
+
 def test_stored_keys_are_the_kept_ones(build: Build, ids: Tensor, left: Tensor) -> None:
     mechanism = DropThird(1, by_row=True)
     _, cache = in_pieces(build("llama-gqa"), mechanism, ids, left, [10, 1])

@@ -11,7 +11,8 @@ B batch, n rows, q query rows, k keys, H query heads, G key/value heads, E head 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def run_recomposed(call: LayerCall, state: SequenceState) -> Tensor:
     output, weights, *scores = checkpointed(call.parts.layer, forward, state.hidden)
     if output is None:
         raise RuntimeError("a layer gave no output")
-    state.scores = dict(zip(names, scores, strict=True))
+    state.scores = dict(zip(names, cast("list[Tensor]", scores), strict=True))
     record_output("hidden_states", output, before=state.hidden)
     record_output("attentions", weights)
     return output
@@ -214,16 +215,17 @@ def _safe(mask: Tensor | None, plan: LayerPlan) -> tuple[Tensor | None, Tensor |
     return mask, (mask <= lowest).all(-1, keepdim=True)
 
 
+def _overlap(rows: Tensor, others: Tensor) -> bool:
+    return bool((rows & others).any())
+
+
 def _check(call: LayerCall, state: SequenceState) -> None:
     plan = call.plan
     for inject in plan.inject:
         asking = None if call.queries is None else call.queries.mask
-        clash = asking is None or state.memo.get(
-            "injected queries",
-            (asking, inject.rows),
-            lambda asking=asking, inject=inject: bool((asking & inject.rows).any()),
-        )
-        if clash:
+        if asking is None or state.memo.get(
+            "injected queries", (asking, inject.rows), partial(_overlap, asking, inject.rows)
+        ):
             raise UsageError(
                 f"a mechanism injects keys and values into query rows of layer {call.number}; "
                 "leave these rows out of query_rows."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -102,15 +102,16 @@ def _adapted(linear: nn.Module, number: int) -> _Adapted:
             f"the FFN of layer {number} consists of {type(linear).__name__}, whose channels "
             "cannot be cut; load the language model without quantization."
         )
-    names = [] if linear.disable_adapters or linear.merged else linear.active_adapters
+    lora: Any = linear  # its containers of matrices are typed as modules
+    names = [] if lora.disable_adapters or lora.merged else lora.active_adapters
     adapters = [
         (
-            linear.lora_A[name].weight,
-            linear.lora_B[name].weight,
-            linear.scaling[name],
-            linear.lora_dropout[name],
+            lora.lora_A[name].weight,
+            lora.lora_B[name].weight,
+            lora.scaling[name],
+            lora.lora_dropout[name],
         )
         for name in names
-        if name in linear.lora_A
+        if name in lora.lora_A
     ]
-    return _Adapted(linear.base_layer, adapters)
+    return _Adapted(lora.base_layer, adapters)

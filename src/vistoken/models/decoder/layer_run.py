@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import Cache
@@ -82,6 +82,7 @@ class LayerRunner:
                 **self._options,
             )
             return hidden
+        self._masks.require_recomposable()
         queries = _queries(state, plan)
         call = LayerCall(
             parts=LayerModules.of(layer, self._family),
@@ -123,4 +124,4 @@ def _queries(state: SequenceState, plan: LayerPlan) -> RowSet | None:
             f"call has {tuple(state.valid.shape)} rows."
         )
     rows = state.memo.get("rows", (mask,), lambda: RowSet(mask.expand_as(state.valid)))
-    return None if rows.is_everything else cast(RowSet, rows)
+    return None if rows.is_everything else rows

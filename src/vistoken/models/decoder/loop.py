@@ -135,7 +135,7 @@ def _run_layers(
         valid=state.valid,
         cache=past_key_values,
     )
-    state = _begin(stack, state)
+    valid, state = state.valid, _begin(stack, state)
     rotary, rotary_of = _rotary(model, state), state.position_ids
     runner = LayerRunner(model.config.model_type, masks, past_key_values, use_cache, kwargs)
     # like the stock loop, stop at the configured number of layers
@@ -148,7 +148,8 @@ def _run_layers(
         plan = stack.plan(number, state)
         state.hidden = runner.run(layer, pattern, state, plan, rotary)
         stack.after_layer(number, state, aux)
-    dropped = state.hidden.shape[1] != hidden.shape[1]
+    # where the longest sequence kept all its rows, shorter ones have moved all the same
+    dropped = state.valid is not valid and state.order is not None
     return DecoderOutput(
         last_hidden_state=model.norm(state.hidden),
         past_key_values=past_key_values if use_cache else None,

@@ -70,6 +70,19 @@ class CallMasks:
         """Whether masks are added to the scores."""
         return self._backend.mask == "additive"
 
+    def require_recomposable(self) -> None:
+        """Refuse attention functions that a layer put together from its modules cannot call.
+
+        Raises:
+            UsageError: If the function takes no ready mask, such as flash and flex attention.
+        """
+        if not self._backend.takes_mask:
+            raise UsageError(
+                f"the attention implementation {self._backend.name!r} cannot run a mechanism that "
+                "changes rows, heads or channels inside a layer; load the model with "
+                "attn_implementation='sdpa'."
+            )
+
     def for_layer(
         self,
         pattern: LayerPattern,

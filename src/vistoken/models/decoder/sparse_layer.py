@@ -19,6 +19,9 @@ class SparseLayer(DynamicLayer):
             slot holds; layers with the same history share the tensor.
     """
 
+    keys: Tensor | None
+    values: Tensor | None
+
     def __init__(self) -> None:
         super().__init__()
         self.index: Tensor | None = None
