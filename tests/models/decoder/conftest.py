@@ -105,3 +105,9 @@ def padding(request: pytest.FixtureRequest, ids: torch.Tensor) -> torch.Tensor:
     count = torch.tensor([0, 2, 5])[:, None]
     mask = (torch.arange(ids.shape[1])[None] >= count).long()
     return mask if request.param == "left" else mask.flip(1)
+
+
+@pytest.fixture
+def left(ids: torch.Tensor) -> torch.Tensor:
+    """Padding mask (3, 11) as generation wants it: 0, 2 and 5 positions on the left."""
+    return (torch.arange(ids.shape[1])[None] >= torch.tensor([0, 2, 5])[:, None]).long()

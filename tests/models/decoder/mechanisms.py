@@ -70,6 +70,12 @@ class Watch(NoOp):
         aux[f"watch/{layer}"] = (state.hidden[..., :1] - state.extra["watch"]).abs().mean()
 
 
+class Trivial(BaseMechanism):
+    """Changes nothing, but asks for the mechanisms' own cache."""
+
+    name = "trivial"
+
+
 class DropThird(BaseMechanism):
     """Stands for token dropping: from a layer on, every third row of a prompt is gone."""
 
