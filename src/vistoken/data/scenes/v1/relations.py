@@ -67,7 +67,8 @@ def ask_between(scene: Scene, asker: Asker) -> list[Question]:
     if not options:
         return []
     one, other, middle = asker.rng.choice(options)
-    return [asker.put("between", middle.name.word, **_in_random_order((one, other), asker))]
+    ends = _in_random_order((one, other), asker)
+    return [asker.put("between", middle.name.word, one=ends["one"], other=ends["other"])]
 
 
 def ask_nearest(scene: Scene, asker: Asker) -> list[Question]:
