@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vistoken.core.errors import DataError
+from vistoken.core.errors import DataError, MachineError
 from vistoken.data import json_lists
 from vistoken.data.reading import BadSamples, open_rows, read_good
 from vistoken.data.schema import read_messages
+from vistoken.data.turns import from_sharegpt
 
 ROWS = [
     {"id": str(number), "messages": [{"role": "user", "content": f"Grüße {number}? 🙂 [{{,"}]}
@@ -166,6 +167,20 @@ def test_parquet_and_a_saved_data_set(tmp_path, monkeypatch):
     (tmp_path / "bad.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match="bad.parquet cannot be read as parquet"):
         open_rows(tmp_path / "bad.parquet")
+
+
+def test_tables_need_a_package_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "a.parquet").write_bytes(b"no")
+    with pytest.raises(MachineError, match=r"a\.parquet needs .*pip install 'vistoken\[train\]'"):
+        open_rows(tmp_path / "a.parquet")
+
+
+def test_pictures_inside_a_table_are_refused_in_few_words():
+    record = {"id": "a", "images": [{"bytes": b"x" * 100_000, "path": None}], "conversations": []}
+    with pytest.raises(DataError, match="sample 'a': 'images' must be a path") as caught:
+        from_sharegpt(record, "a.parquet, row 0")
+    assert len(str(caught.value)) < 300
 
 
 def test_bad_samples_stop_or_are_counted(file, caplog):

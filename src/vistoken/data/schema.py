@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as shorten
 from typing import Literal, TypedDict, cast
 
 from vistoken.core.errors import DataError, did_you_mean
@@ -229,7 +230,8 @@ def _read_content(content: object, place: str) -> list[Part]:
         key = "path" if kind == "image" else "text"
         value = cast("Mapping[str, object]", part).get(key)
         if not isinstance(value, str) or (kind == "image" and not value):
-            raise _schema(f"{place}, part {number} ({kind}): {key!r} must be a text, not {value!r}")
+            got = shorten(value)
+            raise _schema(f"{place}, part {number} ({kind}): {key!r} must be a text, not {got}")
         # Further keys of a part (a box, say) belong to the systems that read them.
         parts.append(cast("Part", dict(cast("Mapping[str, object]", part))))
     return parts

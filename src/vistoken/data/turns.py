@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from reprlib import repr as shorten
 from typing import cast
 
 from vistoken.data.schema import (
@@ -199,7 +200,9 @@ def _images(
         if not isinstance(path, str) or not path:
             report(
                 SampleFault(
-                    "schema", f"{sample}: {key!r} must be a path or a list of paths, not {path!r}"
+                    "schema",
+                    f"{sample}: {key!r} must be a path or a list of paths, not {shorten(path)};"
+                    " write pictures to files and name those",
                 )
             )
             return key, []
@@ -224,6 +227,6 @@ def _turn(
             )
         )
     if not isinstance(value, str):
-        report(SampleFault("schema", f"{place}: 'value' must be a text, not {value!r}"))
+        report(SampleFault("schema", f"{place}: 'value' must be a text, not {shorten(value)}"))
         value = "?"
     return role or due, value
