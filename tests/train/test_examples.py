@@ -165,7 +165,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from vistoken.data.bad_samples import BadSamples
 from vistoken.data.sampling import ModalityLengthSampler
 from vistoken.train.examples import Items
-from vistoken.train.objectives.next_token import NextToken
+from vistoken.train.feeds import Conversations
 from vistoken.train.settings import StageConfig
 
 def status(name):
@@ -174,7 +174,7 @@ def status(name):
 
 def draw(path, batches):
     stage = StageConfig(name="a", groups={"language": {"train": "full"}}, steps=1)
-    found = NextToken.read([path], None, stage, BadSamples())
+    found = Conversations().read([path], None, stage, BadSamples())
     items = Items(found.items)
     for make in (RandomSampler, lambda items: ModalityLengthSampler(found.lengths, 8, 2)):
         sampler = make(items)
