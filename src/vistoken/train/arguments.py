@@ -9,7 +9,6 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from vistoken.train.settings import StageConfig
-from vistoken.train.trackers import prepare_trackers
 
 
 def training_arguments(
@@ -28,12 +27,8 @@ def training_arguments(
         seed: Seed of the data order.
         bf16: Whether to compute in bfloat16.
         use_cpu: Whether to stay on the CPU.
-        report_to: Trackers to log to; none reports over the network unless named here.
-
-    Raises:
-        MachineError: A tracker's package is not installed.
+        report_to: Trackers to log to (see :func:`vistoken.train.trackers.prepare_trackers`).
     """
-    prepare_trackers(report_to, folder)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=-1 if stage.steps is None else stage.steps,

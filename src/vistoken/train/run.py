@@ -27,6 +27,7 @@ from vistoken.train.run_folder import (
 )
 from vistoken.train.settings import RunConfig
 from vistoken.train.stage_run import convert_mechanisms, run_stage, start_weights
+from vistoken.train.trackers import prepare_trackers
 from vistoken.train.trained import read_trained
 
 __all__ = ["DONE", "MODEL", "RunReport", "StageReport", "last_checkpoint", "train"]
@@ -54,8 +55,10 @@ def train(
         UsageError: The output folder is in use, or belongs to another configuration.
         DataError: A row, picture or annotation is faulty.
         WeightsError: Weights to start from are missing or do not fit.
+        MachineError: A tracker is not installed, or the disk is full.
         Interrupted: SIGINT or SIGTERM came while a stage was training; a checkpoint was written.
     """
+    prepare_trackers(config.report_to, config.output)
     connect(cpu=not torch.cuda.is_available())
     if not dry_run:
         with main_first() as main:

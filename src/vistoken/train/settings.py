@@ -171,7 +171,7 @@ class RunConfig(Strict):
             packed rows); None keeps the one that the model was loaded with.
         on_bad_sample: A faulty row or picture is an ``error``, or ``skip`` counts it and names it
             in ``left_out.jsonl``.
-        report_to: Trackers beside ``metrics.jsonl``, none by default; they write into the stage's
+        report_to: Trackers beside ``metrics.jsonl``, none by default; they write into the run's
             folder, off the network unless their own variables say otherwise.
         stages: Stages in order.
     """

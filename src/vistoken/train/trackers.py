@@ -14,7 +14,7 @@ from pathlib import Path
 from vistoken.core.errors import MachineError
 
 _HOME = {
-    "tensorboard": {"TENSORBOARD_LOGGING_DIR": "{folder}/tensorboard"},
+    "tensorboard": {},  # the Trainer has it write into the stage's folder
     "trackio": {"TRACKIO_DIR": "{folder}/trackio", "GRADIO_ANALYTICS_ENABLED": "False"},
     "wandb": {
         "WANDB_MODE": "offline",
@@ -30,7 +30,7 @@ def prepare_trackers(trackers: Sequence[str], folder: Path) -> None:
 
     Args:
         trackers: Names of the trackers.
-        folder: Where they write.
+        folder: The run's folder, where they write.
 
     Raises:
         MachineError: A tracker's package is not installed.
