@@ -12,6 +12,14 @@ from transformers import DynamicCache
 from vistoken.core.errors import UsageError
 from vistoken.core.parts import FEATURES
 from vistoken.core.tables import TOKEN, TokenKind
+from vistoken.models.decoder import (
+    STOCK_LAYER,
+    BaseMechanism,
+    LayerPlan,
+    MechanismStack,
+    SequenceState,
+    drop_rows,
+)
 
 from .conftest import WIDTH
 from .prompts import Prompts, make_prompts
@@ -263,3 +271,43 @@ def test_more_layers_than_projectors(make_tiny: Any) -> None:
     tiny.saisa.projectors.layers = 2
     with pytest.raises(UsageError, match="projectors for 2 layers and layer 2"):
         tiny(make_prompts([[3, -9, 5]], WIDTH))
+
+
+class Later(BaseMechanism):
+    """From the second layer on, every other visual row is dropped, or its key hidden."""
+
+    own_cache = False
+
+    def __init__(self, how: str) -> None:
+        self.name = how
+
+    def before_layer(self, layer: int, state: SequenceState) -> SequenceState:
+        """Drop rows."""
+        if self.name == "hide" or layer != 1:
+            return state
+        return drop_rows(state, state.valid & ~self._chosen(state))[0]
+
+    def plan(self, layer: int, state: SequenceState) -> LayerPlan:
+        """Hide keys."""
+        if self.name == "drop" or layer < 1:
+            return STOCK_LAYER
+        return LayerPlan(mask=~self._chosen(state)[:, None, None, :])
+
+    @staticmethod
+    def _chosen(state: SequenceState) -> Tensor:
+        return state.visual & (state.position_ids % 2 == 0)
+
+
+def test_another_mechanism_may_drop_visual_rows(gqa: Any) -> None:
+    """Features stay with their rows."""
+    prompts = make_prompts([[3, -9, 5], [1, -4, 2, -4, 2], [7]], WIDTH)
+    outputs = []
+    with torch.no_grad():
+        for how in ("hide", "drop"):
+            stack = MechanismStack([Later(how), gqa.saisa])
+            hidden = gqa(prompts, stack=stack, use_cache=False).last_hidden_state
+            outputs.append([hidden[0, -5:], hidden[1, -2:], hidden[2, -7:]])
+        plain = gqa(prompts).last_hidden_state
+    for hidden, dropped in zip(*outputs, strict=True):
+        torch.testing.assert_close(dropped, hidden, **CLOSE)
+    assert (outputs[0][0] - plain[0, -5:]).abs().max() > 1e-3

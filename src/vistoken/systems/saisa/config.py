@@ -14,8 +14,8 @@ class SaisaConfig:
 
     Args:
         projector_sharing: ``shared_then_split`` has one projector that all layers use, until
-            :func:`~vistoken.systems.saisa.precompute.split_projectors` gives each layer its own copy
-            and writes ``independent`` here; ``independent`` has one per layer from the start.
+            :func:`~vistoken.systems.saisa.precompute.split_projectors` gives each layer a copy of
+            it and writes ``independent`` here; ``independent`` has one per layer from the start.
     """
 
     projector_sharing: ProjectorSharing = "shared_then_split"

@@ -147,7 +147,7 @@ class Saisa(nn.Module, BaseMechanism, Convertible):
         slots = state.extra[SLOT]
         rows, queries, wanted = call.rows, call.queries, None
         if slots is not call.slots:  # another mechanism has taken rows away
-            rows = slots >= 0
+            rows = (slots >= 0) & state.valid
             queries, wanted = ~rows & state.valid, slots[rows]
         if call.images is not None:
             kv = ready(call.images, layer, wanted, state.hidden)
