@@ -66,3 +66,52 @@ def test_a_broken_model_file_is_one_sentence(tmp_path) -> None:
     with pytest.raises(WeightsError, match="tokenizer in") as caught:
         read_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def released(tmp_path):
+    """A tokenizer's folder, and what writes its list of added tokens."""
+    for file in SOURCE.glob("*token*"):
+        shutil.copyfile(file, tmp_path / file.name)
+
+    def write(added, special=()):
+        (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+        path = tmp_path / "special_tokens_map.json"
+        values = json.loads(path.read_text()) | {"additional_special_tokens": list(special)}
+        path.write_text(json.dumps(values))
+        return tmp_path
+
+    return write
+
+
+def test_added_tokens_of_old_releases_keep_their_ids(released) -> None:
+    plain = read_tokenizer(SOURCE)
+    size = len(plain)
+    # not in the order of their ids, as a dictionary need not be
+    folder = released({"<im_end>": size + 1, "<im_start>": size, "tool": size + 2}, ["<im_end>"])
+    read_tokenizer(folder).save_pretrained(folder / "saved")
+    for tokenizer in (read_tokenizer(folder), AutoTokenizer.from_pretrained(folder / "saved")):
+        assert len(tokenizer) == size + 3
+        ids = tokenizer("a<im_start>b<im_end>", add_special_tokens=False)["input_ids"]
+        assert [number for number in ids if number >= size] == [size, size + 1]
+        assert ids[:1] == plain("a", add_special_tokens=False)["input_ids"][:1]
+        assert "<im_end>" not in tokenizer.decode(ids, skip_special_tokens=True)
+        assert "<im_start>" in tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_tokens_that_are_there_already_are_not_added_again(released) -> None:
+    folder = released({"</s>": 2})
+    assert len(read_tokenizer(folder)) == len(read_tokenizer(SOURCE))
+
+
+@pytest.mark.parametrize(
+    ("added", "says"),
+    [
+        ({"<late>": 9_999}, "'<late>' has id 9999, but"),
+        ({"</s>": 7}, "'</s>' has id 7, but 2"),
+        ({"<x>": "many"}, "must be a number, not 'many'"),
+    ],
+)
+def test_a_list_that_contradicts_the_tokenizer(released, added, says) -> None:
+    with pytest.raises(WeightsError, match=says):
+        read_tokenizer(released(added))

@@ -6,11 +6,12 @@ saved as the generic class over its finished backend: what is stored is what run
 
 from __future__ import annotations
 
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, normalizers
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from vistoken.convert.release import read_json
 from vistoken.core.errors import WeightsError
@@ -34,10 +35,11 @@ def read_tokenizer(directory: Path) -> Any:
     Returns:
         A tokenizer whose ``save_pretrained`` and reload keep every id. Of the Llama class,
         ``legacy`` and ``add_bos_token`` are taken from ``tokenizer_config.json``, where absent as
-        transformers 4 had them: both on.
+        transformers 4 had them: both on. Tokens of an ``added_tokens.json``, which transformers 5
+        passes over, are among its own.
 
     Raises:
-        WeightsError: The files are missing or cannot be read.
+        WeightsError: The files are missing, cannot be read or contradict each other.
     """
     config_file = directory / "tokenizer_config.json"
     settings = read_json(config_file) if config_file.is_file() else {}
@@ -46,7 +48,9 @@ def read_tokenizer(directory: Path) -> Any:
     )
     try:
         if not is_llama:
-            return AutoTokenizer.from_pretrained(directory)
+            tokenizer = AutoTokenizer.from_pretrained(directory)
+            _add_listed_tokens(tokenizer, directory)
+            return tokenizer
         # a null in the file means the same as no entry
         legacy = settings.get("legacy")
         legacy = True if legacy is None else bool(legacy)
@@ -58,6 +62,7 @@ def read_tokenizer(directory: Path) -> Any:
         raise WeightsError(
             f"the tokenizer in {directory} cannot be loaded ({first}); fetch its files again"
         ) from error
+    _add_listed_tokens(tokenizer, directory)
     if legacy:
         _prefix_every_stretch(tokenizer.backend_tokenizer)
     return _generic(tokenizer)
@@ -93,6 +98,39 @@ def add_image_token(tokenizer: Any, rows: int, place: Path) -> None:
     # padded embeddings have rows without a token; the image token's row comes after them
     spare = [] if own is not None else [f"<unused-{n}>" for n in range(len(vocabulary), rows)]
     tokenizer.add_tokens([*spare, IMAGE_TOKEN], special_tokens=True)
+
+
+def _add_listed_tokens(tokenizer: Any, directory: Path) -> None:
+    """Give a tokenizer what older releases list beside its vocabulary, each under its id."""
+    path = directory / "added_tokens.json"
+    if not path.is_file():
+        return
+    listed = read_json(path)
+    special = set(tokenizer.all_special_tokens) | _listed_as_special(directory)
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    for token, number in listed.items():
+        if not isinstance(number, int):
+            raise WeightsError(f"{path}: the id of {token!r} must be a number, not {number!r}")
+    # each gets the next free id, so they are added in the order of those they should have
+    for token, number in sorted(listed.items(), key=itemgetter(1)):
+        if token not in vocabulary:
+            # matched as written, not as normalised, whatever the text around it
+            added = AddedToken(token, normalized=False, special=token in special)
+            tokenizer.add_tokens([added], special_tokens=token in special)
+        if (found := tokenizer.convert_tokens_to_ids(token)) != number:
+            raise WeightsError(
+                f"{path}: {token!r} has id {number}, but {found} in the tokenizer beside it; "
+                "fetch the release's files again"
+            )
+
+
+def _listed_as_special(directory: Path) -> set[str]:
+    path = directory / "special_tokens_map.json"
+    names: set[str] = set()
+    for value in read_json(path).values() if path.is_file() else ():
+        for one in value if isinstance(value, list) else [value]:
+            names.add(str(one.get("content")) if isinstance(one, dict) else str(one))
+    return names
 
 
 def _prefix_every_stretch(backend: Tokenizer) -> None:
