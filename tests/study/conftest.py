@@ -19,6 +19,13 @@ STAGE = {
     "images_per_step": 1,
     "save_every": 2,
 }
+FIRST = {
+    "name": "first",
+    "objective": "next-token",
+    "groups": {"connector": {"train": "full", "lr": 1e-2}},
+    "steps": 2,
+    "save_every": 2,
+}
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 160, 30)}
 
 
@@ -29,7 +36,10 @@ def tiny_study() -> dict:
         "baseline": "mlp",
         "seeds": [0, 1],
         "sizes": {
-            "pico": {"recipe": "pico", "set": {"train": {"stages": [STAGE]}}},
+            "pico": {
+                "recipe": "pico",
+                "set": {"train": {"stages": [FIRST, {**STAGE, "needs": "first"}]}},
+            },
         },
         "arms": {
             "mlp": {
@@ -47,6 +57,7 @@ def tiny_study() -> dict:
         },
         "data": {"tasks": ["val"], "kinds": ["colour"]},
         "asking": {"groups": {"seeing": ["colour"]}},
+        "shared": ["first"],
         "latency_rounds": 3,
     }
 

@@ -41,7 +41,7 @@ def test_cells_and_their_names(study_file):
     with pytest.raises(UsageError, match="did you mean 'mlp"):
         grid.only(["mlpp"])
     changed = make_grid(load_study(study_file), changes={"train.stages.joint.steps": 9})
-    assert changed.arm_recipe("mlp").train["stages"][0]["steps"] == 9
+    assert changed.arm_recipe("mlp").train["stages"][1]["steps"] == 9
 
 
 def test_arms_that_are_not_trained_alike_are_refused(study_file):
@@ -51,6 +51,22 @@ def test_arms_that_are_not_trained_alike_are_refused(study_file):
         make_grid(Study.model_validate(study))
     study["arms"]["free-tokens"]["set"] = {"train.stages.joint.minutes": 5}
     with pytest.raises(UsageError, match="ends by the clock"):
+        make_grid(Study.model_validate(study))
+
+
+@pytest.mark.parametrize(
+    ("shared", "words"),
+    [
+        (["joint"], "must be its first ones"),
+        (["first", "joint"], "others must follow"),
+    ],
+)
+def test_stages_that_cannot_be_shared(study_file, shared, words):
+    study = load_study(study_file).model_dump()
+    with pytest.raises(UsageError, match=words):
+        make_grid(Study.model_validate({**study, "shared": shared}))
+    study["arms"]["free-tokens"]["set"]["train.stages.first.groups.language.train"] = "lora"
+    with pytest.raises(UsageError, match="only the group connector is the same"):
         make_grid(Study.model_validate(study))
 
 

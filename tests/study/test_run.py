@@ -6,6 +6,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from vistoken.core.errors import UsageError
 from vistoken.study import cell as cells
@@ -47,11 +49,9 @@ def test_a_study_that_is_killed_goes_on(study_file, splits, tmp_path, monkeypatc
         cells, "train", lambda config, **o: trained.append(o["resume"]) or train(config, **o)
     )
     report = run_study(grid, out, data=splits)
-    assert trained == [
-        True,
-        False,
-        False,
-    ]  # the finished cell is left alone, the killed one goes on
+    # the finished cell is left alone, the killed one goes on; the second seed has its shared stage
+    assert trained == [True, False, False, False]
+    _check_starts(out)
     assert (out / "cells/mlp/0/cell.json").read_bytes() == first
     assert (out / "cells/free-tokens/0/run/metrics.jsonl").read_bytes() == run_log
     assert report["cells"] == {"finished": 4, "all": 4}
@@ -74,3 +74,23 @@ def test_a_study_that_is_killed_goes_on(study_file, splits, tmp_path, monkeypatc
     changed = make_grid(load_study(study_file), changes={"train.stages.joint.steps": 5})
     with pytest.raises(UsageError, match="begun with another study file"):
         run_study(changed, out, data=splits)
+
+
+def _check_starts(out):
+    """All arms of a seed start from what its shared stage made of the projector."""
+    for seed in "01":
+        made = load_file(out / f"shared/{seed}/run/stages/first/trained.safetensors")
+        for arm in ("mlp", "free-tokens"):
+            start = load_file(out / f"cells/{arm}/{seed}/init/trained.safetensors")
+            assert made.keys() <= start.keys()
+            assert all(torch.equal(start[name], tensor) for name, tensor in made.items())
+            log = (out / f"cells/{arm}/{seed}/run/metrics.jsonl").read_text("utf-8")
+            assert '"stage": "first"' not in log
+    assert not torch.equal(
+        *(
+            load_file(out / f"shared/{s}/run/stages/first/trained.safetensors")[
+                "model.multi_modal_projector.llava-sp.patch_projector.linear_1.weight"
+            ]
+            for s in "01"
+        )
+    )

@@ -181,7 +181,8 @@ _ALIKE = ("steps", "epochs", "images_per_step", "accumulate", "questions_per_ima
 
 
 def _check_alike(grid: Grid) -> None:
-    """Refuse arms with other schedules, and schedules that end by the clock."""
+    """Refuse arms with other schedules, schedules that end by the clock, unsharable stages."""
+    _check_shared(grid)
     schedules = {}
     for cell in grid.cells:
         stages = (cell.recipe.train or {}).get("stages")
@@ -201,3 +202,23 @@ def _check_alike(grid: Grid) -> None:
                 f"arm {arm} is trained in other steps than {grid.study.baseline}; stages, steps "
                 "and batches must be equal in all arms"
             )
+
+
+def _check_shared(grid: Grid) -> None:
+    """Shared stages come first and train what all arms have, all but the last stage at most."""
+    shared = list(grid.study.shared)
+    for cell in grid.cells:
+        stages = (cell.recipe.train or {}).get("stages") or []
+        first = [stage["name"] for stage in stages[: len(shared)]]
+        if shared and (first != shared or len(stages) == len(shared)):
+            raise UsageError(
+                f"arm {cell.arm}: the shared stages {', '.join(shared)} must be its first ones, "
+                "and others must follow"
+            )
+        for stage in stages[: len(shared)]:
+            trained = [n for n, g in stage["groups"].items() if g.get("train") != "frozen"]
+            if trained != ["connector"]:
+                raise UsageError(
+                    f"arm {cell.arm}: the shared stage {stage['name']} trains "
+                    f"{', '.join(trained)}; only the group connector is the same in every arm"
+                )

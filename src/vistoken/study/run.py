@@ -15,6 +15,7 @@ from vistoken.study.data import prepare
 from vistoken.study.grid import Cell, Grid
 from vistoken.study.picture import page
 from vistoken.study.report import collect, markdown
+from vistoken.train.cache import fast_compute
 from vistoken.train.trained import write_atomically
 
 REPORT = "study.json"
@@ -53,7 +54,7 @@ def run_study(
     output.mkdir(parents=True, exist_ok=True)
     files = prepare(grid.data, data, output, progress)
     features = cache or output / "features"
-    runner = CellRunner(output, files, grid.asking, grid.study.baseline, features, progress)
+    runner = CellRunner(grid, output, files, features, progress)
     for cell in grid.cells:
         runner.is_done(cell)  # a folder of another study is refused before the work
     costs = {arm: predict(grid.arm_recipe(arm)) for arm in grid.arms}
@@ -95,11 +96,11 @@ def _with_latency(
 def _latencies(
     grid: Grid, runner: CellRunner, first: dict[str, Cell], progress: Tell | None
 ) -> dict[str, Any]:
-    baseline = load(runner.model(first[grid.study.baseline]), dtype="float32")
+    baseline = load(runner.model(first[grid.study.baseline]), dtype=fast_compute())
     others = [arm for arm in grid.arms if arm != grid.study.baseline]
     ratios = {}
     for number, arm in enumerate(others, start=1):
-        model = load(runner.model(first[arm]), dtype="float32")
+        model = load(runner.model(first[arm]), dtype=fast_compute())
         ratios[arm] = latency_ratio(model, baseline, grid.study.latency_rounds)
         if progress is not None:
             progress("time the arms", number, len(others))

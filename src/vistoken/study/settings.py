@@ -105,6 +105,8 @@ class Study(_Strict):
         arms: Name -> arm.
         data: What is trained on and asked.
         asking: How.
+        shared: Stages that are run once per seed, by the baseline, and that every arm starts from;
+            they may train the group ``connector`` alone, which all arms have.
         latency_rounds: Rounds in which an arm and the baseline take turns; 0 measures none.
     """
 
@@ -116,6 +118,7 @@ class Study(_Strict):
     arms: dict[str, Arm] = Field(min_length=1)
     data: Data = Data()
     asking: Asking = Asking()
+    shared: tuple[str, ...] = ()
     latency_rounds: int = Field(default=15, ge=0)
 
     @model_validator(mode="after")
