@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from vistoken.core.errors import UsageError
 
@@ -84,13 +85,15 @@ def run_through(
     Returns:
         What the function returned, as the wrapper hands it on.
     """
-    if wrapper is module:
+    sharded = isinstance(module, FSDPModule)  # FSDP2 has no wrapper: the module itself is changed
+    if wrapper is module and not sharded:
         return function()
     own = module.__dict__.get("forward")
 
-    def forward(*_: Any, **__: Any) -> Result:
+    def forward(*_: Any, **__: Any) -> tuple[Result, list[Tensor]]:
         restore()
-        return function()
+        result = function()
+        return result, _tensors(result)
 
     def restore() -> None:
         if own is None:
@@ -100,9 +103,16 @@ def run_through(
 
     module.__dict__["forward"] = forward
     try:
-        return wrapper()
+        return wrapper()[0]
     finally:
         restore()
+
+
+def _tensors(result: object) -> list[Tensor]:
+    """The tensors of a result, where a wrapper that looks into lists only finds them."""
+    if isinstance(result, Tensor):
+        return [result]
+    return [value for value in vars(result).values() if isinstance(value, Tensor)]
 
 
 def _announce(error: BaseException | None) -> None:
