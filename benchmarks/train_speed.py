@@ -1,13 +1,18 @@
 """Training speed: this library against transformers' Trainer with LlavaForConditionalGeneration.
 
-    python benchmarks/train_speed.py --rounds 3 --out benchmarks/results/train-speed.json
+    python benchmarks/train_speed.py [--size small] [--rounds 5] [--out FILE]
 
 Both train the same weights (a small LLaVA with random weights, exported to plain Llava for the
-stock side) on the same mixed-length conversations in batches of the same size, the vision tower
-frozen. They take turns; the ratio is over pairs. Tokens are those that are not padding.
+stock side) for one pass over the same pictures, each with several questions of very different
+length, in the same number of optimiser steps. The vision tower is frozen. Both are supervised on
+the same tokens, which is checked, so a ratio of times is a ratio of training tokens per second.
+Variants take turns; the ratio is over pairs, in seconds of a processor (one thread, so that other
+programs do not count) and on the clock.
 
-Variants: ``stock`` pads and computes all logits; ``ours`` packs samples into rows and computes
-logits at supervised positions; ``cached`` also reads the tower's features from the cache.
+``stock`` pads the rows of a batch to the longest; ``stock-grouped`` also puts rows of like length
+together. Both get their rows already tokenised. ``rows`` is ours with one question a sample, packed
+into rows; ``ours`` also puts all questions about a picture behind it; ``cached`` also reads the
+tower's features from the cache, filled before.
 """
 
 from __future__ import annotations
@@ -27,8 +32,7 @@ import torch
 import yaml
 from paired import Times, compare, machine, take_turns, write
 from PIL import Image
-from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import AutoProcessor, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from vistoken.convert.export_llava_hf import export_llava_hf
@@ -38,23 +42,26 @@ from vistoken.models.recipe import load_recipe
 from vistoken.train.arguments import training_arguments
 from vistoken.train.cache import FeatureCache
 from vistoken.train.groups import apply_groups
+from vistoken.train.labelling import ExactLabels
 from vistoken.train.packing import IGNORE
 from vistoken.train.rows import RowMaker
 from vistoken.train.samples import (
     CachedEncoder,
     Encoder,
+    Example,
     PixelEncoder,
     QuestionCollator,
-    QuestionGroup,
     group_examples,
     read_examples,
 )
 from vistoken.train.settings import StageConfig
 from vistoken.train.trainer import VistokenTrainer
 
+RESULT = Path(__file__).parent / "results" / "train_speed.json"
+VARIANTS = ("stock", "stock-grouped", "rows", "ours", "cached")
 SIZES = {
-    "tiny": {"width": 64, "layers": 2, "vocabulary": 2048, "tower": 32, "image": 56},
-    "small": {"width": 384, "layers": 6, "vocabulary": 32_000, "tower": 192, "image": 168},
+    "tiny": {"width": 256, "layers": 4, "vocabulary": 4096, "tower": 128, "image": 168},
+    "small": {"width": 576, "layers": 6, "vocabulary": 49_152, "tower": 384, "image": 168},
 }
 
 
@@ -114,82 +121,88 @@ def recipe_file(folder: Path, size: str) -> Path:
     return path
 
 
-def make_data(folder: Path, rows: int, side: int) -> Path:
-    """Conversations whose lengths differ twenty-fold, three quarters of them with a picture."""
+def make_data(folder: Path, pictures: int, questions: int, side: int) -> Path:
+    """Pictures with 1 to 2 x ``questions`` - 1 questions each; lengths differ twenty-fold."""
     chooser = random.Random(0)
     noise = np.random.default_rng(0)
     lines = []
-    for number in range(rows):
-        content: list[dict[str, str]] = []
-        if number % 4:
-            name = f"{number}.png"
-            pixels = noise.integers(0, 256, (side, side * 3 // 4, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name)
-            content.append({"type": "image", "path": name})
-        words = round(4 * 20 ** chooser.random())
-        content.append({"type": "text", "text": "what is in the picture " * (words // 5 + 1)})
-        answer = "a red cup " * (words // 3 + 1)
-        messages = [
-            {"role": "user", "content": content},
-            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-        ]
-        lines.append(json.dumps({"id": str(number), "messages": messages}))
+    for number in range(pictures):
+        pixels = noise.integers(0, 256, (side, side * 3 // 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        for index in range(1 + number % (2 * questions - 1)):
+            length = round(2 * 20 ** chooser.random())
+            asked = " ".join(chooser.choices(["what", "is", "in", "it"], k=length))
+            said = " ".join(chooser.choices(["a", "red", "cup", "on"], k=length))
+            content = [{"type": "image", "path": f"{number}.png"}, {"type": "text", "text": asked}]
+            messages = [
+                {"role": "user", "content": content},
+                {"role": "assistant", "content": [{"type": "text", "text": said}]},
+            ]
+            lines.append(json.dumps({"id": f"{number}-{index}", "messages": messages}))
     path = folder / "data.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
 class Timed:
-    """A collator that adds up how long it takes and how many tokens it makes."""
+    """A collator that adds up how long it takes, and the positions and targets that it makes."""
 
     def __init__(self, collate: Callable[[Sequence[Any]], dict[str, Any]]) -> None:
         self.collate = collate
         self.seconds = 0.0
-        self.tokens = 0
+        self.positions = self.targets = 0
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Any]:
-        start = time.perf_counter()
+        start = time.process_time()
         batch = self.collate(items)
-        self.seconds += time.perf_counter() - start
-        mask = batch.get("attention_mask")
-        self.tokens += batch["batch"].tokens if mask is None else int(mask.sum())
+        self.seconds += time.process_time() - start
+        ids = batch["input_ids"] if "input_ids" in batch else batch["batch"].input_ids
+        self.positions += ids.numel()
+        self.targets += int((batch["labels"] != IGNORE).sum())
         return batch
 
 
 class StockCollator:
-    """Rows padded to the longest, pixels as the stock model takes them."""
+    """Tokenised rows padded to the longest, pixels by the stock processor."""
 
-    def __init__(self, make: RowMaker, encode: Encoder, counts: int) -> None:
-        self.make, self.encode, self.counts = make, encode, counts
+    def __init__(self, processor: Any) -> None:
+        self.images = processor.image_processor
 
-    def __call__(self, groups: Sequence[QuestionGroup]) -> dict[str, Any]:
-        rows = []
-        for group in groups:
-            for example in group.examples:
-                made = self.make(example, [self.counts] * len(example.images), keep_images=True)
-                if made is not None:
-                    rows.append(made.row)
-        length = max(len(row.input_ids) for row in rows)
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        length = max(len(row["input_ids"]) for row in rows)
         ids = torch.zeros(len(rows), length, dtype=torch.int64)
         labels = torch.full_like(ids, IGNORE)
         mask = torch.zeros_like(ids)
         for number, row in enumerate(rows):
-            n = len(row.input_ids)
-            ids[number, :n] = torch.tensor(row.input_ids)
-            labels[number, :n] = torch.tensor(row.labels)
+            n = len(row["input_ids"])
+            ids[number, :n] = torch.tensor(row["input_ids"])
+            labels[number, :n] = torch.tensor(row["labels"])
             mask[number, :n] = 1
-        batch: dict[str, Any] = {"input_ids": ids, "labels": labels, "attention_mask": mask}
-        images = [image for group in groups for image in group.images]
-        if images:
-            pixels = self.encode(images).pixel_values
-            batch["pixel_values"] = pixels if isinstance(pixels, Tensor) else torch.stack(pixels)
-        return batch
+        pictures = [Image.open(row["image"]).convert("RGB") for row in rows]
+        pixels = self.images(pictures, return_tensors="pt")["pixel_values"]
+        return {"input_ids": ids, "labels": labels, "attention_mask": mask, "pixel_values": pixels}
 
 
-def quiet(arguments: TrainingArguments) -> TrainingArguments:
+def stock_rows(examples: Sequence[Example], make: RowMaker, count: int) -> list[dict[str, Any]]:
+    """The same rows, tokenised, in the stock Trainer's words."""
+    rows = []
+    for example in examples:
+        made = make(example, [count] * len(example.images), keep_images=True)
+        if made is not None:
+            row = {"input_ids": made.row.input_ids, "labels": made.row.labels}
+            rows.append({**row, "image": str(example.images[0])})
+    return rows
+
+
+def quiet(arguments: TrainingArguments, **changed: Any) -> TrainingArguments:
     """Neither checkpoints nor logs while the clock runs."""
-    arguments.save_strategy = SaveStrategy.NO
-    arguments.logging_steps = 10**9
+    arguments = copy.copy(arguments)
+    for name, value in {
+        "save_strategy": SaveStrategy.NO,
+        "logging_steps": 10**9,
+        **changed,
+    }.items():
+        setattr(arguments, name, value)
     return arguments
 
 
@@ -197,22 +210,37 @@ def main() -> None:
     """Run the variants in turn and write ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--questions", type=int, default=4, help="of a picture, on average")
+    parser.add_argument("--batch", type=int, default=2, help="pictures of a step")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         result = measure(Path(name), options)
     print(json.dumps(result, indent=2))
-    if options.out:
-        write(options.out, result)
+    write(options.out, result)
+
+
+def stage_of(batch: int, questions: int) -> StageConfig:
+    """One pass over the data; the tower stays frozen."""
+    return StageConfig.model_validate(
+        {
+            "name": "speed",
+            "groups": {"connector": {"train": "full"}, "language": {"train": "full"}},
+            "epochs": 1,
+            "images_per_step": batch,
+            "questions_per_image": questions,
+            "pack_samples": True,
+        }
+    )
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Ratios of tokens per second."""
+    """Ratios of training tokens per second."""
     from transformers import LlavaForConditionalGeneration
 
     model, processor = build(load_recipe(str(recipe_file(folder, options.size))))
@@ -220,82 +248,90 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     export_llava_hf(folder / "full", folder / "stock")
     stock = LlavaForConditionalGeneration.from_pretrained(folder / "stock", dtype=torch.float32)
     stock.model.vision_tower.requires_grad_(False)
-    stage = StageConfig.model_validate(
-        {
-            "name": "speed",
-            "groups": {"connector": {"train": "full"}, "language": {"train": "full"}},
-            "steps": options.steps,
-            "images_per_step": options.batch,
-            "questions_per_image": 1,
-            "pack_samples": True,
-        }
-    )
-    apply_groups(model, stage)
-    side = SIZES[options.size]["image"] * 2
-    data = make_data(folder, options.batch * options.steps, side)
-    groups = group_examples(read_examples([data], None), 1)
+    side = SIZES[options.size]["image"]
+    data = make_data(folder, options.pictures, options.questions, 2 * side)
+    examples = read_examples([data], None)
     template = str(processor.chat_template)
-    arguments = training_arguments(stage, folder / "run", 0, bf16=False, use_cpu=True)
+    make = RowMaker(ExactLabels(processor, template), 4096)
+    rows = stock_rows(list(examples), make, (side // 14) ** 2)
+    together = options.batch * options.questions  # questions of a step
     pixels = PixelEncoder(processor)
     cached = CachedEncoder(FeatureCache(folder / "cache", model, processor))
-    cached.cache.fill([image for group in groups for image in group.images])
-    side_tokens = (SIZES[options.size]["image"] // 14) ** 2
-    loading: dict[str, list[float]] = {}
+    if "cached" in options.variants:
+        cached.cache.fill(list(dict.fromkeys(row.images[0] for row in examples)))
+    seen: dict[str, dict[str, float]] = {}
+
+    def run_stock(grouped: bool, arguments: TrainingArguments) -> tuple[Trainer, Timed]:
+        collate = Timed(StockCollator(AutoProcessor.from_pretrained(folder / "stock")))
+        changed = quiet(
+            arguments,
+            train_sampling_strategy="group_by_length" if grouped else "random",
+            length_column_name="length",
+        )
+        trainer = Trainer(model=stock, args=changed, train_dataset=rows, data_collator=collate)
+        trainer.remove_callback(PrinterCallback)
+        return trainer, collate
+
+    def run_ours(encode: Encoder, shared: bool) -> tuple[Trainer, Timed]:
+        stage = stage_of(options.batch if shared else together, 100 if shared else 1)
+        apply_groups(model, stage)
+        groups = group_examples(examples, stage.questions_per_image)
+        collate = Timed(QuestionCollator(processor, template, encode, 4096, pack_samples=True))
+        arguments = training_arguments(stage, folder / "run", 0, bf16=False, use_cpu=True)
+        log = folder / "metrics.jsonl"
+        return VistokenTrainer(model, quiet(arguments), stage, groups, collate, log), collate
 
     def turn(variant: str) -> Callable[[], Times]:
         def run() -> Times:
-            make = RowMaker(processor, template, stage.max_length)
-            if variant == "stock":
-                collate = Timed(StockCollator(make, pixels, side_tokens))
-                trainer = stock_trainer(stock, copy.copy(arguments), groups, collate)
+            if variant.startswith("stock"):
+                plain = training_arguments(
+                    stage_of(together, 1), folder / "run", 0, bf16=False, use_cpu=True
+                )
+                trainer, collate = run_stock(variant == "stock-grouped", plain)
             else:
                 encode: Encoder = cached if variant == "cached" else pixels
-                ours = QuestionCollator(
-                    processor, template, encode, stage.max_length, pack_samples=True
-                )
-                collate = Timed(ours)
-                log = folder / "metrics.jsonl"
-                trainer = VistokenTrainer(
-                    model, quiet(copy.copy(arguments)), stage, groups, collate, log
-                )
-            start = time.perf_counter()
+                trainer, collate = run_ours(encode, variant != "rows")
+            cpu, clock = time.process_time(), time.perf_counter()
             trainer.train()
-            seconds = time.perf_counter() - start
-            loading.setdefault(variant, []).append(collate.seconds / seconds)
-            return {"per_token": seconds / collate.tokens}
+            cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
+            seen[variant] = {
+                "supervised_tokens": collate.targets,
+                "positions": collate.positions,
+                "steps": trainer.state.global_step,
+                "data_loading_share": round(collate.seconds / cpu, 3),
+            }
+            return {"cpu": cpu, "clock": clock}
 
         return run
 
     times = take_turns(
-        {variant: turn(variant) for variant in ("stock", "ours", "cached")},
-        rounds=options.rounds,
-        warmup=1,
+        {variant: turn(variant) for variant in options.variants}, rounds=options.rounds, warmup=1
     )
-    base = times["stock"]["per_token"]
+    if len({counts["supervised_tokens"] for counts in seen.values()}) != 1:
+        raise SystemExit(f"the variants were not supervised on the same tokens: {seen}")
     return {
-        "size": options.size,
-        "batch": options.batch,
-        "steps": options.steps,
+        "size": {"name": options.size, **SIZES[options.size]},
+        "pictures": options.pictures,
+        "questions": len(rows),
+        "row_tokens": [min(map(_length, rows)), max(map(_length, rows))],
+        "rounds": options.rounds,
         "threads": options.threads,
-        "tokens_per_s": {v: round(1 / min(t["per_token"]), 1) for v, t in times.items()},
+        "variants": seen,
         "speedup": {
-            variant: round(1 / compare(times[variant]["per_token"], base)["ratio"], 3)
-            for variant in ("ours", "cached")
+            f"{variant} over {base}": {
+                phase: compare(times[base][phase], times[variant][phase])
+                for phase in ("cpu", "clock")
+            }
+            for variant in options.variants
+            for base in options.variants
+            if base.startswith("stock") and not variant.startswith("stock")
         },
-        "data_loading_share": {v: round(sorted(s)[len(s) // 2], 3) for v, s in loading.items()},
         "machine": machine(),
     }
 
 
-def stock_trainer(
-    model: Any, arguments: TrainingArguments, groups: Sequence[QuestionGroup], collate: Timed
-) -> Trainer:
-    """The library's own Trainer with its own loss."""
-    trainer = Trainer(
-        model=model, args=quiet(arguments), train_dataset=list(groups), data_collator=collate
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+def _length(row: dict[str, Any]) -> int:
+    return len(row["input_ids"])
 
 
 if __name__ == "__main__":
