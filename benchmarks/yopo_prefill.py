@@ -2,8 +2,8 @@
 
     python benchmarks/yopo_prefill.py [--rounds 12] [--threads 2] [--out FILE]
 
-A random Llama of hidden size 1,024 and 8 layers reads one picture of 24x24 tokens between 35 and
-64 tokens of text; window 5, no visual row from layer 4 on, half of the heads from layer 2 on, half
+A random Llama of hidden size 1,024 and 6 layers reads one picture of 24x24 tokens between 35 and
+64 tokens of text; window 5, no visual row from layer 3 on, half of the heads from layer 2 on, half
 of the FFN. FLOPs are counted from the plans: what is multiplied, attention as full rectangles.
 """
 
@@ -27,7 +27,7 @@ from vistoken.systems.yopo.config import YopoConfig
 from vistoken.systems.yopo.mechanism import Yopo
 
 GRID, BEFORE, AFTER = 24, 35, 64
-LAYERS, HEADS, CUT = 8, 16, 4
+LAYERS, HEADS, CUT = 6, 16, 3
 RESULT = Path(__file__).parent / "results" / "yopo_prefill.json"
 
 

@@ -22,7 +22,7 @@ from .reference import prompt_table
 DROP = {"window": 3, "layer_cut": 1, "head_keep": ["1111", "0110"], "mlp_ratio": 2}
 EXACT = {**DROP, "mode": "exact", "head_keep": ["1011", "0110"]}
 FREE = {"mode": "training_free", "layer_cut": 1, "head_keep": ["1011", "1111"]}
-CLOSE = {"rtol": 0, "atol": 1e-5}
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def with_yopo(pico, **options):
@@ -121,7 +121,7 @@ def test_packed_branches_equal_rows_of_their_own(build, yopo, run, options):
     allowed = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
     allowed &= (owner[:, None] == owner[None]) | (owner[None] < 0)
     mechanism = yopo(model, **options)
-    logits, out = run(
+    logits, _ = run(
         model,
         mechanism,
         inputs_embeds=embeds,
@@ -133,10 +133,8 @@ def test_packed_branches_equal_rows_of_their_own(build, yopo, run, options):
     for number in range(2):
         rows = torch.cat([torch.arange(length), length + 3 * number + torch.arange(3)])
         alone, _ = run(model, mechanism, inputs_embeds=embeds[:, rows], token_map=table[:, rows])
-        places = rows[-3:]
-        if out.rows is not None:
-            places = torch.tensor([out.rows[0].tolist().index(int(r)) for r in places])
-        torch.testing.assert_close(logits[0, places], alone[0, -3:], **CLOSE)
+        assert logits.shape[1] == table.shape[1]
+        torch.testing.assert_close(logits[0, rows[-3:]], alone[0, -3:], **CLOSE)
 
 
 class OtherChannels(NoOp):
@@ -151,7 +149,7 @@ class OtherChannels(NoOp):
 def test_what_it_excludes(pico, picture, build, yopo, run):
     model, processor = with_yopo(pico, **DROP)
     batch, _ = prompts(processor, picture, [1])
-    with pytest.raises(UsageError, match="static cache"):
+    with pytest.raises(UsageError, match="static"):
         model.generate(**batch, max_new_tokens=2, cache_implementation="static")
     small = build()
     table = prompt_table(2, (3, 3), 2)[None]

@@ -17,7 +17,7 @@ from vistoken.systems.yopo.neighbours import neighbours, visual_rows
 from .conftest import KEEP
 from .reference import near_of, prompt_table, reference
 
-CLOSE = {"rtol": 0, "atol": 1e-5}
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 MASK = torch.tensor([[int(d) for d in row] for row in KEEP])
 
 
@@ -172,9 +172,10 @@ def at_rows(logits, out, sample, rows):
     return torch.stack([logits[sample, where[int(r)]] for r in rows])
 
 
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("options", CASES, ids=lambda o: f"{o['mode']}-{len(o)}")
-def test_batches_equal_the_reference(build, yopo, run, options, padding, family):
+def test_batches_equal_the_reference(build, yopo, run, options, padding, family, cached):
     model = build(family)
     generator = torch.Generator().manual_seed(1)
     embeds, mask, table, tables, places = batch_of(PROMPTS, padding, 32, generator)
@@ -186,6 +187,7 @@ def test_batches_equal_the_reference(build, yopo, run, options, padding, family)
         attention_mask=mask,
         position_ids=positions,
         token_map=table,
+        use_cache=cached,
     )
     for sample, (own, place) in enumerate(zip(tables, places, strict=True)):
         left, wanted = expected(model, embeds[sample, place], own, options)

@@ -69,19 +69,25 @@ class Yopo(BaseMechanism):
         return state
 
     def before_layer(self, layer: int, state: SequenceState) -> SequenceState:
-        """Drop the visual rows where visual computation stops."""
-        if not self._drops or layer != self._cut or state.token_map is None:
+        """Drop the visual rows where visual computation stops.
+
+        Without a cache they stay where they are and are only left out (see :meth:`plan`): whoever
+        trains reads hidden states by their place, often under a ready mask of packed samples.
+        """
+        if not self._drops or layer != self._cut or state.cache is None:
             return state
-        rows, any_row = self._visual(state, state.token_map)
+        rows, any_row = self._visual(state, state.table)
         return drop_rows(state, ~rows)[0] if any_row else state
 
     def plan(self, layer: int, state: SequenceState) -> LayerPlan:
         """Cut neighbours, heads and channels of one layer."""
-        if not self._computes(layer):
+        if not self._computes(layer) and state.cache is not None:
             return STOCK_LAYER
         seen, any_key = self._visual(state, state.keys().token_map)
         if not any_key:
             return STOCK_LAYER
+        if not self._computes(layer):
+            return self._text_only(state, seen)
         rows, asks = self._visual(state, state.table)
         mask, mask_or = self._window(state, rows, seen) if asks else (None, None)
         keep = self._kept_heads(layer, rows.device)
@@ -95,6 +101,15 @@ class Yopo(BaseMechanism):
             ffn_channels=self._ffn(rows) if asks else (),
         )
         return STOCK_LAYER if plan.is_trivial else plan
+
+    def _text_only(self, state: SequenceState, rows: Tensor) -> LayerPlan:
+        """A layer without a cache in which visual rows neither ask nor are seen."""
+
+        def find() -> tuple[Tensor, Tensor]:
+            return ~rows, (rows[:, :, None] | ~rows[:, None, :])[:, None]
+
+        asking, allowed = state.memo.get("yopo/text", (rows,), find)
+        return LayerPlan(mask=allowed, query_rows=asking)
 
     def _computes(self, layer: int) -> bool:
         """Whether visual rows still take part in a layer."""
