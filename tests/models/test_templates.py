@@ -181,8 +181,8 @@ def test_official_names_are_aliases(alias, name):
 
 
 @pytest.mark.parametrize("name", sorted(LATER))
-def test_names_without_text_say_when_they_come(name):
-    with pytest.raises(UsageError, match="training support"):
+def test_wordings_of_released_training_say_what_they_are_for(name):
+    with pytest.raises(UsageError, match="exists for training with labels: official only"):
         load_template(name)
 
 

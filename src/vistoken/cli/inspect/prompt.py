@@ -133,40 +133,30 @@ def _coloured_text(processor: VistokenProcessor, encoded: EncodedConversation) -
     """Tokens as text, coloured by who wrote them; a picture is its mark and its tokens' count."""
     from rich.text import Text
 
+    from vistoken.data.runs import label_runs
+
     text = Text()
-    for start, stop, code, picture in _runs(encoded):
-        if picture is not None:
-            text.append(f"{processor.image_token}x{stop - start}", style=_VISUAL)
+    for run in label_runs(encoded):
+        if run.picture is not None:
+            text.append(f"{processor.image_token}x{run.stop - run.start}", style=_VISUAL)
         else:
-            words = processor.tokenizer.decode(encoded.input_ids[start:stop])
-            text.append(cast("str", words), style=_STYLES[code])
+            words = processor.tokenizer.decode(encoded.input_ids[run.start : run.stop])
+            text.append(cast("str", words), style=_STYLES[run.role])
     return text
 
 
 def _coloured_ids(processor: VistokenProcessor, encoded: EncodedConversation) -> Text:
     from rich.text import Text
 
+    from vistoken.data.runs import label_runs
+
     text = Text()
-    for start, stop, code, picture in _runs(encoded):
-        if picture is not None:
-            count = stop - start
-            text.append(f"[{start}:{stop}] {processor.image_token_id}x{count} ", style=_VISUAL)
+    for run in label_runs(encoded):
+        if run.picture is not None:
+            count = run.stop - run.start
+            where = f"[{run.start}:{run.stop}]"
+            text.append(f"{where} {processor.image_token_id}x{count} ", style=_VISUAL)
         else:
-            ids = " ".join(str(token) for token in encoded.input_ids[start:stop])
-            text.append(f"{ids} ", style=_STYLES[code])
+            ids = " ".join(str(token) for token in encoded.input_ids[run.start : run.stop])
+            text.append(f"{ids} ", style=_STYLES[run.role])
     return text
-
-
-def _runs(encoded: EncodedConversation) -> list[tuple[int, int, int, int | None]]:
-    """Stretches of equal role: first and last position, role, number of the picture if any."""
-    picture_at = {
-        position: number for number, span in enumerate(encoded.images) for position in range(*span)
-    }
-    runs: list[tuple[int, int, int, int | None]] = []
-    for position, code in enumerate(encoded.role):
-        picture = picture_at.get(position)
-        if runs and runs[-1][2:] == (code, picture):
-            runs[-1] = (runs[-1][0], position + 1, code, picture)
-        else:
-            runs.append((position, position + 1, code, picture))
-    return runs

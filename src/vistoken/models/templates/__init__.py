@@ -51,7 +51,9 @@ _ALIASES: dict[str, tuple[str, str | None]] = {
     "gemma-2": ("gemma", None),
 }
 
-_WITH_TRAINING = ("default", "v0", "llava-v0", "v0-mmtag", "v1-mmtag", "mpt")
+# Wordings of released code that no new model uses; `vistoken.data.released_templates` has their
+# prompts and masks, for the labels of released training alone.
+_RELEASED_ONLY = ("default", "v0", "llava-v0", "v0-mmtag", "v1-mmtag", "mpt")
 
 _SYSTEM_LINE = re.compile(r'^\{%- set system = "(?:[^"\\]|\\.)*" -%\}$', re.MULTILINE)
 
@@ -71,7 +73,7 @@ def canonical_name(name: str) -> str:
         One of `template_names()`.
 
     Raises:
-        UsageError: The name is unknown, or belongs to a template that is not in the package yet.
+        UsageError: The name is unknown, or that of a wording only released training labels have.
     """
     return _resolve(name)[0]
 
@@ -88,7 +90,7 @@ def load_template(name: str) -> str:
         The jinja source, ready for `tokenizer.chat_template`.
 
     Raises:
-        UsageError: The name is unknown, or belongs to a template that is not in the package yet.
+        UsageError: The name is unknown, or that of a wording only released training labels have.
     """
     canonical, system = _resolve(name)
     text = resources.files(__name__).joinpath(f"{canonical}.jinja").read_text(encoding="utf-8")
@@ -104,9 +106,9 @@ def _resolve(name: str) -> tuple[str, str | None]:
         return key, None
     if key in _ALIASES:
         return _ALIASES[key]
-    if key in _WITH_TRAINING:
+    if key in _RELEASED_ONLY:
         raise UsageError(
-            f"chat template {name!r} is not in this version and comes with training support;"
+            f"chat template {name!r} exists for training with labels: official only;"
             f" use one of {', '.join(_NAMES)}"
         )
     raise UsageError(f"unknown chat template {name!r}; {did_you_mean(key, [*_NAMES, *_ALIASES])}")
