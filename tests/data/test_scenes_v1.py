@@ -398,11 +398,6 @@ def test_a_longer_set_begins_with_the_shorter_one(written: Path, tmp_path: Path)
     assert (tmp_path / "l" / picture).read_bytes() == (written / picture).read_bytes()
 
 
-def test_full_size_has_a_hundred_thousand_training_rows() -> None:
-    rows = sum(len(asked(0, "train", index)[1]) for index in range(60))
-    assert rows / 80 * SPLITS["train"].scenes > 100_000
-
-
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

@@ -306,6 +306,13 @@ def test_a_set_of_all_offline_parts_is_complete(tmp_path: Path) -> None:
     assert set(record["questions"]) == set(wanted)
 
 
+def test_full_size_has_a_hundred_thousand_training_rows() -> None:
+    training = ("train", "dense", "small", "reading", "charts", "turns")
+    rows = {name: sum(len(sample.rows) for sample in samples(name, 20)) / 20 for name in training}
+    assert sum(PARTS[name].scenes * rows[name] for name in training) > 100_000
+    assert PARTS["train"].scenes * rows["train"] > 80_000
+
+
 def test_a_part_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'reading'"):
         make_set(tmp_path / "set", scenes={"readings": 1}, source="shapes")
