@@ -182,8 +182,13 @@ def read_examples(
         raise DataError(
             f"no usable row in {', '.join(map(str, files))}; {bad.skipped} were skipped"
         )
-    tables = [np.frombuffer(column, np.int32) for column in (numbers, lengths, counts)]
-    return Examples(opened, *tables, np.frombuffer(keys, np.uint64))
+    return Examples(
+        opened,
+        np.frombuffer(numbers, np.int32),
+        np.frombuffer(lengths, np.int32),
+        np.frombuffer(counts, np.int32),
+        np.frombuffer(keys, np.uint64),
+    )
 
 
 def read_pictures(files: Sequence[Path], image_root: Path | None) -> list[ScenePicture]:
