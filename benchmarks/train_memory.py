@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from vistoken.core.objectives import Clock
-from vistoken.models.build import build
+from vistoken.models.build import build, load_tokenizer
 from vistoken.models.cost import empty_model
 from vistoken.models.recipe import Recipe, load_recipe
 from vistoken.train.alignment import NameSpace, Scene
@@ -86,11 +86,15 @@ class Held(TorchDispatchMode):
         self.now -= size
 
 
-def random_recipe(size: str) -> Recipe:
-    """A recipe's shapes with random weights and the tokenizer that is in the package."""
+def random_recipe(size: str, folder: Path) -> Recipe:
+    """A recipe's shapes with random weights and the packaged tokenizer, filled up to its size."""
     recipe = load_recipe(size)
+    tokenizer = load_tokenizer("assets:pico-tokenizer")
+    missing = int(recipe.language_model.config["vocab_size"]) - len(tokenizer)
+    tokenizer.add_tokens([f"<extra{n}>" for n in range(missing)])
+    tokenizer.save_pretrained(folder / "tokenizer")
     language = recipe.language_model.model_copy(
-        update={"source": "random", "tokenizer": "assets:pico-tokenizer"}
+        update={"source": "random", "tokenizer": str(folder / "tokenizer")}
     )
     towers = [tower.model_copy(update={"source": "random"}) for tower in recipe.towers]
     return recipe.model_copy(update={"language_model": language, "towers": towers})
@@ -223,8 +227,9 @@ def main() -> None:
     result: dict[str, Any] = {"size": options.size, "modes": {}, "machine": machine()}
     with tempfile.TemporaryDirectory() as name:
         examples = make_examples(Path(name), options.samples, options.words)
+        recipe = random_recipe(options.size, Path(name))
         for mode in options.modes:
-            result["modes"][mode] = measure(random_recipe(options.size), mode, examples)
+            result["modes"][mode] = measure(recipe, mode, examples)
             print(mode, json.dumps(result["modes"][mode]), flush=True)
     write(options.out, result)
 

@@ -207,6 +207,7 @@ def test_train_dry_run_writes_nothing(vistoken, run_file, tmp_path):
         "vision": "frozen",
         "connector": "full",
         "spatial": "frozen",
+        "mechanisms": "frozen",
         "language": "lora",
     }
     assert outcome.data["model"] is None
