@@ -17,7 +17,6 @@ from vistoken.core.errors import MachineError
 from vistoken.core.files import writing
 from vistoken.train import run as run_module
 from vistoken.train.checkpoints import (
-    AtomicCheckpoints,
     best_checkpoint,
     checkpoints,
     discard,
@@ -41,14 +40,6 @@ STAGE = {
     "save_every": 1,
     "log_every": 1,
 }
-
-
-@pytest.fixture(autouse=True)
-def _atomic(monkeypatch):
-    """The trainer with the mixin, if it does not have it by itself."""
-    if not issubclass(VistokenTrainer, AtomicCheckpoints):
-        atomic = type("AtomicTrainer", (AtomicCheckpoints, VistokenTrainer), {})
-        monkeypatch.setattr(run_module, "VistokenTrainer", atomic)
 
 
 def configuration(data, output):
@@ -129,7 +120,6 @@ def test_dying_while_saving_leaves_the_one_before(data, tmp_path, monkeypatch, m
     """Death at a chosen place of the third checkpoint; nothing gets to clean up after it."""
     config = configuration(data, tmp_path / "c")
     folder = config.output / "stages" / "joint"
-    owner = run_module.VistokenTrainer
     calls = [0]
 
     def die(original):
@@ -144,7 +134,7 @@ def test_dying_while_saving_leaves_the_one_before(data, tmp_path, monkeypatch, m
     with monkeypatch.context() as patch:
         patch.setattr("vistoken.train.checkpoints.shutil.rmtree", lambda *_, **__: None)
         if moment in SAVING:
-            patch.setattr(owner, moment, die(getattr(Trainer, moment)))
+            patch.setattr(VistokenTrainer, moment, die(getattr(Trainer, moment)))
         elif moment == "replaced":
             patch.setattr("vistoken.train.checkpoints._flush", die_after_replace(folder))
         else:
