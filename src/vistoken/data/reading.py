@@ -95,7 +95,7 @@ def _open_json(path: Path) -> JsonRows:
 
 def _line_places(path: Path) -> Places:
     """First byte and number of every line that is not blank."""
-    starts, numbers = array("q"), array("q")
+    starts, numbers = array("q"), array("i")
     start = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
