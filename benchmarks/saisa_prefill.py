@@ -1,12 +1,13 @@
 """Prefill time of SAISA against the dense model, beside the ratio of their FLOPs.
 
-    python benchmarks/saisa_prefill.py [--rounds 20] [--threads 2] [--profile] [--out FILE]
+    python benchmarks/saisa_prefill.py [--rounds 20] [--threads 2] [--hidden 1024]
+        [--layers 4] [--profile] [--out FILE]
 
-A random Llama of hidden size 1,024 and 4 layers reads 576 visual and 64 text tokens: dense through
-its own forward, with SAISA, with SAISA whose visual keys and values are ready, and dense again for
-the noise. The FLOPs are counted from the plans. Bar: the ratio of times within 15 % of that of
-FLOPs. Seconds of the processor stand beside those of the clock: they can be trusted on a busy
-machine as well.
+A random Llama, by default of hidden size 1,024 and 4 layers, reads 576 visual and 64 text tokens:
+dense through its own forward, with SAISA, with SAISA whose visual keys and values are ready, and
+dense again for the noise. The FLOPs are counted from the plans. Bar: the ratio of times within 15 %
+of that of FLOPs. Seconds of the processor stand beside those of the clock: they can be trusted on a
+busy machine as well.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ BAR = 0.15
 RESULT = Path(__file__).parent / "results" / "saisa_prefill.json"
 
 
-def make_model() -> LlamaModel:
-    """Build the random text model, shaped like a layer of the 7B one at a quarter of its width."""
+def make_model(hidden: int, layers: int) -> LlamaModel:
+    """Build the random text model, its layers shaped like those of the 7B one."""
     config = LlamaConfig(
-        hidden_size=1024,
-        intermediate_size=2752,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        hidden_size=hidden,
+        intermediate_size=hidden * 43 // 16,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 128,
+        num_key_value_heads=hidden // 128,
         vocab_size=1024,
         attn_implementation="sdpa",
     )
@@ -79,11 +80,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--profile", action="store_true", help="print where SAISA's time goes")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = make_model()
+    model = make_model(options.hidden, options.layers)
     saisa = Saisa(SaisaConfig("independent"), MechanismContext(model.config, FEATURE_WIDTH)).eval()
     features = torch.randn(SLOTS, FEATURE_WIDTH)
     table = prompt_map([TOKEN.make(SLOTS, kind=TokenKind.VISUAL, media=0, view=0)], BEFORE, AFTER)
@@ -125,7 +128,8 @@ def main() -> None:
     result = {
         "what": "prefill with SAISA / dense prefill, time beside FLOPs",
         "bar": f"time ratio within {BAR:.0%} of the FLOP ratio",
-        "model": "llama, hidden 1024, 4 layers, 8 heads, float32; features of width 1024",
+        "model": f"llama, hidden {options.hidden}, {options.layers} layers, heads of 128, float32; "
+        f"features of width {FEATURE_WIDTH}",
         "visual_tokens": SLOTS,
         "text_tokens": BEFORE + AFTER,
         "rounds": options.rounds,
