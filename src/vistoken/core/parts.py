@@ -9,7 +9,7 @@ touched). Shapes: V views, (R, C) a grid, N tokens, D the decoder's width, K tab
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -212,11 +212,13 @@ class Layout(nn.Module):
     """Order of one medium's tokens under the image placeholder, with learned rows in between.
 
     A layout is one pure function, :meth:`arrange`; features and map are laid out by the same
-    index, so they cannot drift apart.
+    index, so they cannot drift apart. ``looked_up_rows`` says how many learned rows are the
+    language model's own embeddings.
     """
 
     config_class: ClassVar[type]
     flags: ClassVar[PartFlags] = PartFlags()
+    looked_up_rows: ClassVar[int] = 0
 
     def __init__(self, config: Any, text_width: int) -> None:
         super().__init__()
@@ -238,14 +240,42 @@ class Layout(nn.Module):
             learned row i; and the TokenMap (N, K).
         """
 
+    @classmethod
+    def options_for(
+        cls, options: Mapping[str, Any], tokenizer: Any, positions: int | None
+    ) -> dict[str, Any]:
+        """Complete options by what only the language model in use knows.
+
+        Args:
+            options: As configured.
+            tokenizer: Its Hugging Face tokenizer.
+            positions: Its number of positions, where it has one.
+        """
+        return dict(options)
+
     def learned_rows(self) -> Tensor | None:
         """Learned embeddings (L, D), if this layout has any."""
         return None
 
-    def forward(self, order: Tensor, tokens: list[Tensor]) -> Tensor:
-        """Gather one medium's rows (N, D) from its anchors' tokens by :meth:`arrange`'s order."""
+    def vocabulary_ids(self) -> tuple[int, ...]:
+        """Token ids whose embeddings are this layout's learned rows, ``looked_up_rows`` of them."""
+        return ()
+
+    def forward(
+        self, order: Tensor, tokens: list[Tensor], looked_up: Tensor | None = None
+    ) -> Tensor:
+        """Gather one medium's rows by :meth:`arrange`'s order.
+
+        Args:
+            order (Tensor): (N,) int64.
+            tokens: Of each anchor, (N_i, D).
+            looked_up (Tensor): (L, D), the embeddings of :meth:`vocabulary_ids`, if there are any.
+
+        Returns:
+            (N, D).
+        """
         rows = torch.cat(tokens)
-        learned = self.learned_rows()
+        learned = self.learned_rows() if looked_up is None else looked_up
         if learned is not None:
             rows = torch.cat([rows, learned.to(rows).flip(0)])  # -1 - i counts from the end
         return rows[order.to(rows.device)]

@@ -188,6 +188,7 @@ class VistokenModel(VistokenPreTrainedModel):
         rows: list[Tensor] = []
         maps: list[Tensor] = []
         raw = state.side.pop("encoder_features", None)
+        looked_up = self._looked_up()
         features: list[Tensor] = []
         for number, medium in enumerate(media):
             tokens = state.tokens[bounds[number] : bounds[number + 1]]
@@ -197,7 +198,7 @@ class VistokenModel(VistokenPreTrainedModel):
                     f"image {number}: the connector gave {[len(t) for t in tokens]} tokens per "
                     f"view where its token map predicts {list(predicted.counts)}"
                 )
-            rows.append(self.layout(predicted.order, tokens))
+            rows.append(self.layout(predicted.order, tokens, looked_up))
             if raw is not None:
                 views = raw[bounds[number] : bounds[number + 1]]
                 features.append(slot_features(predicted, views))
@@ -208,6 +209,18 @@ class VistokenModel(VistokenPreTrainedModel):
         if raw is not None:
             side["encoder_features"] = features
         return ImageFeatures(pooler_output=rows, token_map=maps, side=side)
+
+    def _looked_up(self) -> Tensor | None:
+        """Embeddings (L, D) that the layout takes from the language model's table."""
+        layout: Any = self.layout
+        if layout.looked_up_rows == 0:
+            return None
+        embedding: Any = self.get_input_embeddings()
+        weight: Tensor = embedding.weight
+        if weight.is_meta:  # shapes are asked for, before any tokenizer gave its ids
+            return weight.new_empty(layout.looked_up_rows, weight.shape[-1])
+        rows: Tensor = embedding(torch.tensor(layout.vocabulary_ids(), device=weight.device))
+        return rows
 
     def _default_view_table(self, pixel_values: Tensor | list[Tensor] | None) -> Tensor:
         specs = self.plan.spec.towers

@@ -19,6 +19,8 @@ from transformers import (
 )
 
 from vistoken.core.errors import WeightsError
+from vistoken.core.parts import Layout
+from vistoken.core.registry import load_part
 from vistoken.models.checkpoint import ADAPTER, WEIGHTS, load_adapter, load_own_state
 from vistoken.models.configuration import VistokenConfig, config_from_dict
 from vistoken.models.image_processing import VistokenImageProcessor
@@ -64,6 +66,7 @@ def build(
             recipe.language_model.layers,
         )
         config = recipe.model_config_for(language_model.config.to_dict())
+        config.layout_config = complete_layout(config, _tokenizer(recipe))
         model = _assemble(config, language_model, [t.source for t in recipe.towers], dtype)
     return model, make_processor(recipe, config)
 
@@ -76,7 +79,7 @@ def meta_model(recipe: Recipe) -> VistokenForConditionalGeneration:
 
 def make_processor(recipe: Recipe, config: VistokenConfig) -> VistokenProcessor:
     """The recipe's processor; adds the image token to its tokenizer."""
-    tokenizer = load_tokenizer(recipe.language_model.tokenizer or recipe.language_model.source)
+    tokenizer = _tokenizer(recipe)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     tokenizer.padding_side = "left"  # generation goes on from the last token
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
@@ -89,6 +92,23 @@ def make_processor(recipe: Recipe, config: VistokenConfig) -> VistokenProcessor:
         tokenizer,
         chat_template=load_template(recipe.template),
     )
+
+
+def complete_layout(config: VistokenConfig, tokenizer: Any) -> dict[str, Any]:
+    """The layout's part spec with what only the tokenizer and the language model know.
+
+    Raises:
+        UsageError: They do not have what the layout needs.
+    """
+    spec = config.pipeline().layout
+    part: type[Layout] = load_part("layout", spec.part)
+    positions = config.text_config.to_dict().get("max_position_embeddings")
+    options = part.options_for(spec.options, tokenizer, positions)
+    return {"part": spec.part, "name": spec.name, "options": options}
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    return load_tokenizer(recipe.language_model.tokenizer or recipe.language_model.source)
 
 
 def references_of(recipe: Recipe) -> list[Reference]:

@@ -15,6 +15,9 @@ from vistoken.models.pipeline import TowerSpec
 
 FeatureLayer = int | list[int]
 
+_FIXED_POSITIONS = frozenset({"clip_vision_model", "siglip_vision_model", "vit"})
+"""Towers that stretch their position table over another picture size only when asked to."""
+
 
 def tower_features(
     tower: nn.Module, pixels: Tensor, layer: FeatureLayer, stride: int
@@ -124,9 +127,19 @@ def hidden_states(tower: nn.Module, pixels: Tensor) -> tuple[Tensor, ...]:
     config: Any = tower.config
     if config.model_type == "siglip2_vision_model":
         return _naflex_hidden_states(tower, pixels, config.patch_size)
-    outputs = tower(pixel_values=pixels, output_hidden_states=True)
+    options = {"interpolate_pos_encoding": True} if _needs_interpolation(config, pixels) else {}
+    outputs = tower(pixel_values=pixels, output_hidden_states=True, **options)
     hidden: tuple[Tensor, ...] = outputs.hidden_states
     return hidden
+
+
+def _needs_interpolation(config: Any, pixels: Tensor) -> bool:
+    """Whether a tower must be asked; at its own size the stock path stays bit for bit."""
+    if config.model_type not in _FIXED_POSITIONS:
+        return False
+    nominal = config.image_size
+    size = (nominal, nominal) if isinstance(nominal, int) else tuple(nominal)
+    return tuple(pixels.shape[-2:]) != size
 
 
 def _naflex_hidden_states(tower: nn.Module, pixels: Tensor, patch: int) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ _LLAVA_NEXT = "LLaVA-NeXT, llava-vl.github.io/blog/2024-01-30-llava-next"
 _LLAVA_SP = "LLaVA-SP, arXiv 2507.00505"
 _SAISA = "SAISA, arXiv 2502.02458"
 _YOPO = "YOPO, arXiv 2410.06169"
+_UHD = "LLaVA-UHD, arXiv 2403.11703"
 _HERE = "vistoken.systems"
 
 PARTS: tuple[PartEntry, ...] = (
@@ -26,6 +27,34 @@ PARTS: tuple[PartEntry, ...] = (
         f"{_HERE}.llava.views:AnyRes",
         "the whole picture, then tiles of it on the best-fitting tile grid",
         _LLAVA_NEXT,
+    ),
+    PartEntry(
+        "views",
+        "uhd-slices",
+        f"{_HERE}.llava_uhd.views:UhdSlices",
+        "the whole picture and slices of it, all at their own shape",
+        _UHD,
+    ),
+    PartEntry(
+        "project",
+        "uhd-resampler",
+        f"{_HERE}.llava_uhd.resampler:UhdResampler",
+        "a fixed number of tokens per view, each from its own region",
+        _UHD,
+    ),
+    PartEntry(
+        "layout",
+        "uhd-schema",
+        f"{_HERE}.llava_uhd.layout:UhdSchema",
+        "a comma between slices of a row, a newline behind each row of them",
+        _UHD,
+    ),
+    PartEntry(
+        "importer",
+        "llava-uhd",
+        f"{_HERE}.llava_uhd.release_keys:UhdKeys",
+        "parameter names of official LLaVA-UHD v1 releases",
+        _UHD,
     ),
     PartEntry(
         "fuse",

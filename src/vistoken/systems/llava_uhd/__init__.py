@@ -1,0 +1,1 @@
+"""LLaVA-UHD: slices of any size, a resampler with regions, and a spatial schema."""
