@@ -81,12 +81,11 @@ class UhdResampler(ConnectorStage):
 
     def forward(self, state: ConnectorState) -> ConnectorState:
         """Compress every view, views of one grid in one batch."""
-        for tokens, grid in zip(state.tokens, state.grids, strict=True):
-            _check_count(len(tokens), grid)
+        for features, grid in zip(state.tokens, state.grids, strict=True):
+            _check_count(len(features), grid)
+        side = self.config.grid
         tokens = state.map_tokens(self.compress)
-        return replace(
-            state, tokens=tokens, grids=[(self.config.grid, self.config.grid)] * len(tokens)
-        )
+        return replace(state, tokens=tokens, grids=[(side, side)] * len(tokens))
 
     def compress(self, features: Tensor, grid: Grid) -> Tensor:
         """Features (B, H * W, C) of grid (H, W) -> tokens (B, g * g, D)."""
