@@ -30,6 +30,7 @@ VIEWS = {
     "pad": "pad",
     "square": "square",
     "anyres": {"part": "anyres", "options": {"grids": [[1, 2], [2, 1], [2, 2]]}},
+    "inf-dcm": {"part": "inf-dcm", "options": {"n": 2}},
     "uhd-slices": {"part": "uhd-slices", "options": {"max_slices": 4, "max_aspect": 200}},
 }
 ANY_GRID = {"uhd-slices"}  # views of other sizes than the tower's; their own tests trace them

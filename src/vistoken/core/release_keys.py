@@ -49,6 +49,30 @@ class ReleaseKeys(ABC):
         """Our name, relative to the stage -> the official one, for every tensor of the stage."""
 
     @classmethod
+    def chain(
+        cls, options: dict[str, Any], tensors: Mapping[str, Tensor]
+    ) -> list[dict[str, Any] | str]:
+        """The connector chain of such a release; its own stage alone unless it says otherwise.
+
+        Args:
+            options: What :meth:`options` gave.
+            tensors: As for :meth:`options`.
+        """
+        return [{"part": cls.part, "options": options}]
+
+    @classmethod
+    def views(cls, views: dict[str, Any]) -> dict[str, Any]:
+        """The view function of such a release.
+
+        Args:
+            views: Part spec of what its config names.
+
+        Raises:
+            WeightsError: What the config names cannot be combined with these weights.
+        """
+        return views
+
+    @classmethod
     def mechanism_options(cls, tensors: Mapping[str, Tensor], layers: int) -> dict[str, Any]:
         """Options of the mechanism that fit these weights.
 

@@ -183,7 +183,8 @@ class VistokenModel(VistokenPreTrainedModel):
 
     def _lay_out(self, table: Tensor, state: ConnectorState) -> ImageFeatures:
         media = split_media(table)
-        counts = [len(anchor_rows(medium)) for medium in media]
+        # a fuse stage may leave tokens to some of the anchors only
+        counts = [len(self.plan.arrange(medium).counts) for medium in media]
         bounds = [0, *accumulate(counts)]
         rows: list[Tensor] = []
         maps: list[Tensor] = []

@@ -9,6 +9,7 @@ _LLAVA_NEXT = "LLaVA-NeXT, llava-vl.github.io/blog/2024-01-30-llava-next"
 _LLAVA_SP = "LLaVA-SP, arXiv 2507.00505"
 _SAISA = "SAISA, arXiv 2502.02458"
 _YOPO = "YOPO, arXiv 2410.06169"
+_INF = "INF-LLaVA, arXiv 2407.16198"
 _UHD = "LLaVA-UHD, arXiv 2403.11703"
 _HERE = "vistoken.systems"
 
@@ -55,6 +56,27 @@ PARTS: tuple[PartEntry, ...] = (
         f"{_HERE}.llava_uhd.release_keys:UhdKeys",
         "parameter names of official LLaVA-UHD v1 releases",
         _UHD,
+    ),
+    PartEntry(
+        "views",
+        "inf-dcm",
+        f"{_HERE}.inf_llava.views:InfDcm",
+        "n*n tiles, n*n strided views of the whole scene, and the undivided picture",
+        _INF,
+    ),
+    PartEntry(
+        "fuse",
+        "inf-dem",
+        f"{_HERE}.inf_llava.stage:InfDem",
+        "tiles and strided views correct each other and become one view's tokens",
+        _INF,
+    ),
+    PartEntry(
+        "importer",
+        "inf-llava",
+        f"{_HERE}.inf_llava.release_keys:InfLlavaKeys",
+        "parameter names of official INF-LLaVA releases",
+        _INF,
     ),
     PartEntry(
         "fuse",

@@ -1,0 +1,61 @@
+"""Dual-perspective cropping of prepared pixels: local tiles, strided global views, the base view.
+
+views = cut_views(pixels, n=3, size=(336, 336))  # (B, 19, 3, 336, 336)
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vistoken.core.parts import Grid
+from vistoken.systems.inf_llava.grids import split_global, split_local
+
+_logger = logging.getLogger(__name__)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning the first time that this process gives it."""
+    _logger.warning(message)
+
+
+def cut_views(pixels: Tensor, n: int, size: Grid) -> Tensor:
+    """Cut normalised pixels into the 2*n*n + 1 views of one picture.
+
+    Resizing runs in float32, bicubic without antialiasing, corners not aligned.
+
+    Args:
+        pixels (Tensor): (B, 3, H, W) float, of any size; best n times ``size``.
+        n: Side of both grids of views.
+        size: (height, width) of a view.
+
+    Returns:
+        (B, 2*n*n + 1, 3, height, width): local tiles row by row, strided views by their offset
+        (row by row), then the undivided picture.
+
+    Source: arXiv 2407.16198 section 3.2.
+    """
+    large = (n * size[0], n * size[1])
+    if pixels.shape[-2] < large[0] or pixels.shape[-1] < large[1]:
+        warn_once(
+            f"inf-dcm: pixels of {pixels.shape[-2]}x{pixels.shape[-1]} are enlarged to "
+            f"{large[0]}x{large[1]}, which adds no detail; prepare pictures at that size "
+            "(compat: fixed)"
+        )
+    whole = _resize(pixels, large).permute(0, 2, 3, 1)
+    local = split_local(whole, n).permute(0, 1, 4, 2, 3)
+    strided = split_global(whole, n).permute(0, 1, 4, 2, 3)
+    base = _resize(pixels, size)
+    return torch.cat([local, strided, base[:, None]], dim=1)
+
+
+def _resize(pixels: Tensor, size: Grid) -> Tensor:
+    if tuple(pixels.shape[-2:]) == size:
+        return pixels
+    resized = F.interpolate(pixels.float(), size=size, mode="bicubic", align_corners=False)
+    return resized.to(pixels)
