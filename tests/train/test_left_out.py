@@ -51,7 +51,7 @@ def faulty(tmp_path_factory):
     return root / "rows.jsonl"
 
 
-def configuration(faulty, output, policy="skip", **stage):
+def configuration(faulty, output, policy="skip", validation=(), **stage):
     return parse_config(
         {
             "recipe": "pico",
@@ -59,6 +59,7 @@ def configuration(faulty, output, policy="skip", **stage):
             "output": str(output),
             "precision": "float32",
             "on_bad_sample": policy,
+            "validation": [str(path) for path in validation],
             "stages": [{**STAGE, **stage}],
         }
     )
@@ -91,6 +92,51 @@ def test_every_sample_left_out_is_in_the_file_by_its_id(finished):
     }
     last = [line for line in lines(config.output / "metrics.jsonl") if "loss" in line][-1]
     assert {key: last[key] for key in EXPECTED} == EXPECTED
+
+
+def test_what_validation_lacks_is_counted_apart_and_written_once(faulty, tmp_path, monkeypatch):
+    held_out = faulty.with_name("held_out.jsonl")
+    held_out.write_text("".join(faulty.read_text().splitlines(keepends=True)[:7]))
+    good = faulty.with_name("two.jsonl")
+    good.write_text("".join(held_out.read_text().splitlines(keepends=True)[:2]))
+
+    def configured(name):
+        stage = {"validate_every": 1, "save_every": 1, "epochs": None, "steps": 3}
+        return configuration(good, tmp_path / name, validation=[held_out], **stage)
+
+    lacking = {"bad_samples": 1, "too_long_turns": 1, "too_long_samples": 1}
+    config = configured("whole")
+    report = train(config).stages[0]
+    assert report.left_out == dict.fromkeys(EXPECTED, 0)
+    assert report.validation_left_out == lacking
+    told = lines(config.output / "left_out.jsonl")
+    assert [(one["sample"], one["split"], one["step"]) for one in told] == [
+        ("3", "validation", 1), ("5", "validation", 1), ("6", "validation", 1)
+    ]  # fmt: skip
+    passes = [line for line in lines(config.output / "metrics.jsonl") if "val/loss" in line]
+    assert len(passes) == 3
+    for line in passes:
+        assert {key: line[f"val/{key}"] for key in lacking} == lacking
+        assert line["bad_samples"] == 0
+
+    step = VistokenTrainer.training_step
+
+    def stop(trainer, *args):
+        if trainer.state.global_step == 2:
+            raise _Interrupted
+        return step(trainer, *args)
+
+    config = configured("stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(VistokenTrainer, "training_step", stop)
+        with pytest.raises(_Interrupted):
+            train(config)
+    assert train(config, resume=True).stages[0].validation_left_out == lacking
+    assert lines(config.output / "left_out.jsonl") == told
+
+    held_out.write_text(faulty.read_text().splitlines(keepends=True)[3])
+    with pytest.raises(DataError, match=r"no validation sample can be used.*sample '3'"):
+        train(configured("none"))
 
 
 class _Interrupted(Exception):

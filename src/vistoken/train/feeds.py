@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vistoken.core.objectives import Rows
 from vistoken.train.encoders import Encoder
-from vistoken.train.examples import ScenePicture, read_examples, read_pictures
+from vistoken.train.examples import Numbers, ScenePicture, read_examples, read_pictures
 from vistoken.train.grouping import QuestionGroup, group_examples
 from vistoken.train.labelling import find_labeller
 from vistoken.train.samples import QuestionCollator, SceneCollator
@@ -32,7 +32,7 @@ class StageItems:
 
     items: Sequence[Any]
     images: Sequence[Path]
-    lengths: Sequence[int] = ()
+    lengths: Sequence[int] | Numbers = ()
 
 
 class Feed(Protocol):

@@ -1,5 +1,8 @@
 """What a stage does not train on: counted, written down with ids, and the same after a resume.
 
+What validation leaves out is the same in every pass: a stage writes it down once, as of the split
+`validation`, and counts it apart from what training leaves out.
+
 Batches carry what was left out while they were made. So it is counted when a batch is trained on,
 not when a loader fetched it ahead, and a checkpoint's counts are those of its steps. Of several
 processes each reads batches of its own; their records are put together in the order of the ranks.
@@ -12,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch.distributed as dist
 
@@ -28,12 +31,15 @@ else:
 
 LEFT_OUT = "left_out.jsonl"
 
+Split = Literal["train", "validation"]
+
 
 class LeftOutLog:
     """Counts of a stage, and its lines in a file that all stages share.
 
     Args:
-        path: The file, one JSON object per line: stage, step and what a :class:`LeftOut` says.
+        path: The file, one JSON object per line: stage, step, split and what a
+            :class:`LeftOut` says.
         stage: Name of the stage.
     """
 
@@ -44,12 +50,21 @@ class LeftOutLog:
         self._counts: Counter[Reason] = Counter()
         self._lines = 0
         self._begun = False
+        self._validation: dict[str, int] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
         """Samples and rounds left out so far, by reason."""
-        opening = Counter[Reason]() if self._begun else _count(self.opening)
-        return {reason: self._counts[reason] + opening[reason] for reason in get_args(Reason)}
+        opening = [] if self._begun else self.opening
+        return {
+            reason: self._counts[reason] + count
+            for reason, count in count_left_out(opening).items()
+        }
+
+    @property
+    def validation_counts(self) -> dict[str, int]:
+        """Samples and rounds that validation lacks, by reason; empty before the first one."""
+        return self._validation or {}
 
     def begin(self) -> None:
         """Start the stage, unless :meth:`load` did: its first lines are the rows no file gives."""
@@ -60,10 +75,20 @@ class LeftOutLog:
 
     def add(self, step: int, left_out: Sequence[LeftOut]) -> None:
         """Count and write down what was left out of a step."""
-        self._counts += _count(left_out)
+        self._counts.update(count_left_out(left_out))
+        self._write(step, left_out, "train")
+
+    def add_validation(self, step: int, left_out: Sequence[LeftOut]) -> None:
+        """Count what a validation lacks; written down at the stage's first."""
+        if self._validation is None:
+            self._write(step, left_out, "validation")
+        self._validation = count_left_out(left_out)
+
+    def _write(self, step: int, left_out: Sequence[LeftOut], split: Split) -> None:
         self._lines += len(left_out)
         if left_out and is_main():
-            lines = [{"stage": self.stage, "step": step, **asdict(one)} for one in left_out]
+            place = {"stage": self.stage, "step": step, "split": split}
+            lines = [{**place, **asdict(one)} for one in left_out]
             with writing(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a", encoding="utf-8") as file:
@@ -71,12 +96,17 @@ class LeftOutLog:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"counts": dict(self._counts), "lines": self._lines}
+        return {
+            "counts": dict(self._counts),
+            "lines": self._lines,
+            "validation": self._validation,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; lines of steps that are done again are taken out."""
         self._counts = Counter(state["counts"])
         self._lines = state["lines"]
+        self._validation = state.get("validation")
         self._begun = True
         self._keep(self._lines)
 
@@ -117,8 +147,9 @@ def _of_all_processes(told: list[LeftOut]) -> list[LeftOut]:
     return [one for part in gathered for one in part]
 
 
-def _count(left_out: Sequence[LeftOut]) -> Counter[Reason]:
-    counts: Counter[Reason] = Counter()
+def count_left_out(left_out: Sequence[LeftOut]) -> dict[Reason, int]:
+    """Samples and rounds by reason, every reason named."""
+    counts: dict[Reason, int] = dict.fromkeys(get_args(Reason), 0)
     for one in left_out:
         counts[one.reason] += one.count
     return counts

@@ -19,6 +19,7 @@ class StageReport:
         groups: What is trained, part by part.
         samples: Samples of one pass over the data.
         left_out: Samples and rounds that were not trained on, by reason.
+        validation_left_out: Those that the last validation lacked; empty where there was none.
         steps: Optimiser steps done; 0 in a dry run.
         seconds: Wall time of the training loop.
         best: With ``keep_best``: the best checkpoint, its step, the metric and its value.
@@ -31,6 +32,7 @@ class StageReport:
     steps: int = 0
     seconds: float = 0.0
     left_out: dict[str, int] = field(default_factory=dict)
+    validation_left_out: dict[str, int] = field(default_factory=dict)
     best: dict[str, Any] | None = None
     plan: StagePlan | None = None
 

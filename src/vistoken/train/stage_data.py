@@ -13,7 +13,7 @@ from vistoken.data.bad_samples import BadSamples
 from vistoken.models.images import open_image
 from vistoken.train.alignment import NameSpace, scenes_file, vocabulary
 from vistoken.train.cache import FeatureCache
-from vistoken.train.examples import ScenePicture, read_pictures
+from vistoken.train.examples import Numbers, ScenePicture, read_pictures
 from vistoken.train.feeds import FEEDS, Feed
 from vistoken.train.objectives import find_objective
 from vistoken.train.settings import RunConfig, StageConfig
@@ -46,7 +46,7 @@ class StageData:
 
     items: Sequence[Any]
     images: Sequence[Path]
-    lengths: Sequence[int]
+    lengths: Sequence[int] | Numbers
     held_out: Sequence[Any]
     held_out_images: list[Path]
     probe: list[ScenePicture]

@@ -133,6 +133,7 @@ def run_stage(
         steps=result.global_step,
         seconds=trainer.elapsed,
         left_out=left_out.counts,
+        validation_left_out=left_out.validation_counts,
         best=_as_record(best, run.config.output),
     )
     retrieval = trainer.held_out.measure("retrieval", result.global_step)

@@ -16,13 +16,13 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from vistoken.core.objectives import Clock, StepLoss
-from vistoken.data.sampling import ModalityLengthSampler
+from vistoken.data.sampling import ModalityLengthSampler, ShuffledSampler
 from vistoken.train.alignment import NameSpace
 from vistoken.train.arguments import schedule
 from vistoken.train.checkpoints import AtomicCheckpoints
 from vistoken.train.data_time import TimedData
 from vistoken.train.distributed import run_through
-from vistoken.train.examples import Items, ScenePicture
+from vistoken.train.examples import Items, Numbers, ScenePicture
 from vistoken.train.feeds import FEEDS
 from vistoken.train.finite import FiniteSteps, NamedBatches
 from vistoken.train.groups import optimizer_groups
@@ -87,7 +87,7 @@ class VistokenTrainer(
         names: NameSpace | None = None,
         probe: Sequence[ScenePicture] = (),
         probe_collate: SceneCollator | None = None,
-        lengths: Sequence[int] = (),
+        lengths: Sequence[int] | Numbers = (),
         left_out: LeftOutLog | None = None,
         held_out: Sequence[Any] = (),
     ) -> None:
@@ -95,7 +95,13 @@ class VistokenTrainer(
         self.keep_best = stage.keep_best
         objective = find_objective(stage.objective)
         self.objective = objective(names)
-        validation = Validation(objective(names), held_out, collate, stage.images_per_step)
+        validation = Validation(
+            objective(names),
+            held_out,
+            collate,
+            stage.images_per_step,
+            lambda lacking: self.left_out.add_validation(self.state.global_step, lacking),
+        )
         probe_names = NameProbe(names, probe, probe_collate)
         self.held_out = HeldOut(
             {
@@ -125,10 +131,9 @@ class VistokenTrainer(
 
     # -- order and optimisation --------------------------------------------------------------
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         if self.stage.order == "shuffle":
-            sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
-            return sampler
+            return ShuffledSampler(len(self.train_dataset), self.args.seed)
         together = self.accelerator.num_processes * self.stage.accumulate
         return ModalityLengthSampler(
             self.lengths, self.stage.images_per_step, together, self.args.seed
