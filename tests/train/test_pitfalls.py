@@ -101,6 +101,20 @@ def test_a_batch_without_targets_is_no_division_by_zero(pico):
     assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
+def test_a_text_only_step_has_a_gradient_for_all_that_pictures_train(pico):
+    """Processes that exchange gradients wait for those of the connector, picture or not."""
+    model = copy.deepcopy(pico[0])
+    groups = {"connector": {"train": "full"}, "spatial": {"train": "full"}}
+    stage = {"name": "a", "steps": 1, "groups": groups | {"language": {"train": "full"}}}
+    apply_groups(model, StageConfig.model_validate(stage))
+    batch = batch_packed([pack([Row([3, 9, 20, 2], [IGNORE, IGNORE, 20, 2], 0)])], 0)
+    inputs = {"batch": batch, "pictures": None}
+    NextToken().loss(TrainBatch(model, inputs, Meter(), Clock(0, 1, 0.0))).mean.backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, grad in grads.items() if grad is None] == []
+    assert all(grad.any() == ("multi_modal" not in name) for name, grad in grads.items())
+
+
 def test_adapters_are_in_every_layer_and_in_the_language_model_only(pico):
     """Released code keeps names that hold a 1 out of the scan, and finds the tower's q_proj."""
     model = copy.deepcopy(pico[0])

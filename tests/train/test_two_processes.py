@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from vistoken.train.config import dump_config, parse_config
 from vistoken.train.run import train
 
+from .conftest import row, write_lines
+
 STEPS = 6
 SCRIPT = """
 import sys
@@ -57,6 +59,21 @@ def losses(output):
     return [line["loss"] for line in lines if "loss" in line]
 
 
+def launch(files, folder):
+    """Train configurations one after the other, on two processes."""
+    script = folder / "both.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(script), *map(str, files)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_train_as_one_does(data, tmp_path) -> None:
@@ -67,17 +84,7 @@ def test_two_processes_train_as_one_does(data, tmp_path) -> None:
         together[average] = configuration(data, tmp_path / f"two-{average}", average, 1)
         files.append(tmp_path / f"{average}.yaml")
         files[-1].write_text(dump_config(together[average]))
-    script = tmp_path / "both.py"
-    script.write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(script), *map(str, files)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(files, tmp_path)
     for average, config in together.items():
         one, two = losses(alone[average].output), losses(config.output)
         assert len(two) == STEPS  # one process writes
@@ -95,3 +102,44 @@ def test_two_processes_train_as_one_does(data, tmp_path) -> None:
         ]
         states = sorted(path.name for path in (folder / "checkpoint-6").glob("rng_state*"))
         assert states == ["rng_state_0.pth", "rng_state_1.pth"]
+
+
+def text_only(name, question, answer):
+    entry = row(name, "", question, answer)
+    entry["messages"][0]["content"] = [{"type": "text", "text": question}]
+    return entry
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("order", ["modality-length", "shuffle"])
+def test_steps_without_pictures_and_recomputed_activations(data, tmp_path, order) -> None:
+    """As in the released second stage: some steps, or one process's part of them, are text only."""
+    rows = [row(f"i{n}", f"images/{n}.png", f"What{' now' * n}?", "a cup") for n in range(4)]
+    rows += [text_only(f"t{n}", f"Say{' it' * n}.", "hello") for n in range(4)]
+    write_lines(tmp_path / "mixed.jsonl", rows)
+    alone, together = (
+        configuration(data, tmp_path / name, "tokens", accumulate)
+        for name, accumulate in (("one", 2), ("two", 1))
+    )
+    changes = {"order": order, "checkpointing": True}
+    alone, together = (
+        config.model_copy(
+            update={
+                "data": (tmp_path / "mixed.jsonl",),
+                "image_root": data,
+                "stages": (config.stages[0].model_copy(update=changes),),
+            }
+        )
+        for config in (alone, together)
+    )
+    train(alone)
+    (tmp_path / "two.yaml").write_text(dump_config(together))
+    launch([tmp_path / "two.yaml"], tmp_path)
+    assert losses(together.output) == pytest.approx(losses(alone.output), rel=1e-4)
+    wanted, got = (
+        load_file(config.output / "stages" / "joint" / "trained.safetensors")
+        for config in (alone, together)
+    )
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(got[name], tensor, atol=2e-4, rtol=1e-3)

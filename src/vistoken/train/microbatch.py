@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vistoken.core.objectives import Clock, StepLoss, TargetStates
 from vistoken.models.decoder import aux_loss
 from vistoken.train.encoders import encode_pictures
+from vistoken.train.groups import part_parameters
 from vistoken.train.loss import chunk_rows, summed_cross_entropy
 from vistoken.train.masks import decoder_mask
 from vistoken.train.metrics import Meter
@@ -59,7 +60,10 @@ class TrainBatch:
         )
         hidden = outputs.last_hidden_state.flatten(0, 1)[batch.sources.to(device)]
         self.visual = 0 if features is None else sum(len(rows) for rows in features.pooler_output)
-        return TargetStates(hidden, batch.targets.to(device), aux_loss(outputs.aux or {}))
+        aux = aux_loss(outputs.aux or {})
+        if features is None:
+            aux = _added(aux, self._untouched())
+        return TargetStates(hidden, batch.targets.to(device), aux)
 
     def cross_entropy(self, states: TargetStates) -> StepLoss:
         """Mean over the targets, plus the mechanisms' losses; predictions are counted."""
@@ -75,8 +79,35 @@ class TrainBatch:
     def nothing(self) -> StepLoss:
         """A loss of 0 that every trained tensor has a (zero) gradient of, as on other ranks."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        return StepLoss(torch.stack([p.flatten()[0].float() * 0 for p in trained]).sum(), 0)
+        return StepLoss(_zero(trained), 0)
+
+    def _untouched(self) -> Tensor | None:
+        """0, with a gradient of 0 for what pictures train; None where nothing of it is trained.
+
+        Without it a text-only micro-batch would leave those tensors out of the gradients' exchange:
+        DistributedDataParallel stops there when activations are recomputed.
+        """
+        parts = part_parameters(self.model)
+        trained = [
+            parameter
+            for name, parameters in parts.items()
+            if name != "language"
+            for parameter in parameters.values()
+            if parameter.requires_grad
+        ]
+        return _zero(trained) if trained else None
 
     def count(self, questions: int, tokens: int, supervised: int, visual: int) -> None:
         """Count questions and tokens."""
         self.meter.count(questions, tokens, supervised, visual)
+
+
+def _zero(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """0 (0-d), of which every parameter has a gradient of 0."""
+    return torch.stack([p.flatten()[0].float() * 0 for p in parameters]).sum()
+
+
+def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return one + other
