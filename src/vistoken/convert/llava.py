@@ -31,6 +31,7 @@ from vistoken.convert.tokenizers import (
     read_tokenizer,
 )
 from vistoken.core.errors import UsageError, WeightsError
+from vistoken.models.build import complete_layout
 from vistoken.models.checkpoint import ADAPTER, WEIGHTS, atomic_directory
 from vistoken.models.image_processing import VistokenImageProcessor
 from vistoken.models.processing import VistokenProcessor
@@ -75,7 +76,13 @@ def convert_llava_sp(
     refuse_occupied(out)
     plan = plan_release(read_release(Path(release)), base, vision_tower)
     full = merge or plan.release.kind is ReleaseKind.MERGED
-    processor = _processor(plan)
+    tokenizer = _tokenizer(plan)
+    plan = _with_layout(plan, tokenizer)
+    processor = VistokenProcessor(
+        VistokenImageProcessor(plan.pipeline.to_dict()),
+        tokenizer,
+        chat_template=load_template(plan.settings.template),
+    )
     if not full:
         _refuse_light(plan, processor)
     report = _report(plan, out, full)
@@ -194,7 +201,15 @@ def _with_image_row(name: str, tensor: Tensor) -> Tensor:
     return torch.cat([tensor, tensor.new_zeros(1, tensor.shape[1])])
 
 
-def _processor(plan: OfficialPlan) -> VistokenProcessor:
+def _with_layout(plan: OfficialPlan, tokenizer: Any) -> OfficialPlan:
+    """The plan with what the layout must know of the tokenizer."""
+    config = copy.deepcopy(plan.config)
+    config.layout_config = complete_layout(config, tokenizer)
+    pipeline = replace(plan.pipeline, layout=config.pipeline().layout)
+    return replace(plan, config=config, pipeline=pipeline)
+
+
+def _tokenizer(plan: OfficialPlan) -> Any:
     places = [place for place in (plan.release.directory, plan.base) if place is not None]
     place = next((place for place in places if has_tokenizer(place)), None)
     if place is None:
@@ -208,11 +223,7 @@ def _processor(plan: OfficialPlan) -> VistokenProcessor:
     if isinstance(length, int):
         tokenizer.model_max_length = length
     tokenizer.padding_side = "left"  # a batch must end where its answers begin
-    return VistokenProcessor(
-        VistokenImageProcessor(plan.pipeline.to_dict()),
-        tokenizer,
-        chat_template=load_template(plan.settings.template),
-    )
+    return tokenizer
 
 
 def _save_generation_config(plan: OfficialPlan, image_token_id: int, folder: Path) -> None:

@@ -144,7 +144,7 @@ def plan_release(
         towers=[tower_recipe],
         views=importer.views(settings.views),
         connector=importer.chain(options, tensors),
-        layout=settings.layout,
+        layout=importer.layout(settings.layout),
         mechanisms=[*_mechanisms(release, importer, tensors, text), *_configured(release)],
         language_model=LanguageRecipe(source=str(base_dir), config=text),
     )

@@ -73,6 +73,15 @@ class ReleaseKeys(ABC):
         return views
 
     @classmethod
+    def layout(cls, layout: dict[str, Any]) -> dict[str, Any]:
+        """The layout of such a release.
+
+        Args:
+            layout: Part spec of what its config names.
+        """
+        return layout
+
+    @classmethod
     def mechanism_options(cls, tensors: Mapping[str, Tensor], layers: int) -> dict[str, Any]:
         """Options of the mechanism that fit these weights.
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
+import vistoken
+from vistoken.convert.llava import convert_llava_sp
 from vistoken.core.errors import WeightsError
 from vistoken.core.parts import StageContext
 from vistoken.core.registry import load_part, make_config, part_names
@@ -65,10 +71,45 @@ def test_options_are_read_from_the_weights():
 
 
 def test_nobody_else_claims_these_weights():
-    claiming = [
-        n
-        for n in part_names("importer")
-        if load_part("importer", n).recognises(NAMES) and n != "llava"
-    ]
+    claiming = [n for n in part_names("importer") if load_part("importer", n).recognises(NAMES)]
     assert claiming == ["llava-uhd"]
     assert not UhdKeys.recognises({f"{STEM}0.weight", f"{STEM}0.bias"})
+
+
+BASES = Path(__file__).parents[2] / "golden" / "llava-sp" / "release_pooling"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A first-stage release on the tiny language model and tower of another release."""
+    for name in ("tiny-clip", "tiny-vicuna"):
+        shutil.copytree(BASES / name, tmp_path / name, copy_function=shutil.copy)
+    (tmp_path / "uhd").mkdir()
+    config = json.loads((BASES / "llava-sp-pooling-lora" / "config.json").read_text())
+    config["mm_projector_type"] = "adapt_spatial_resampler"
+    (tmp_path / "uhd" / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    stage = UhdResampler(UhdResamplerConfig(4), StageContext((16,), 16, (4, 4), 32))
+    names = UhdKeys.official_names(stage.state_dict())
+    weights = {f"model.{names[n]}": t.clone() for n, t in stage.state_dict().items()}
+    torch.save(weights, tmp_path / "uhd" / "mm_projector.bin")
+    return tmp_path / "uhd", weights
+
+
+def test_a_release_becomes_a_model_that_runs(folder, tmp_path, picture):
+    source, weights = folder
+    convert_llava_sp(source, tmp_path / "out", base=tmp_path / "tiny-vicuna")
+    model, processor = vistoken.load(tmp_path / "out", device="cpu", dtype="float32")
+    state = model.model.multi_modal_projector.state_dict()
+    for name, tensor in weights.items():
+        ours = name.replace("model.mm_projector", "uhd-resampler")
+        assert torch.equal(state[ours], tensor)
+    spec = processor.image_processor.spec
+    assert (spec.views.part, spec.layout.part) == ("uhd-slices", "uhd-schema")
+    assert spec.connector[0].options["compat"] == "official"
+    ids = model.model.layout.vocabulary_ids()
+    assert processor.tokenizer.convert_ids_to_tokens(list(ids)) == [",", "<0x0A>"]
+    inputs = processor(images=[picture(100, 60)], text=["<image>\nwhat"], return_tensors="pt")
+    inputs.pop("mm_token_type_ids", None)
+    with torch.no_grad():
+        assert model(**inputs).logits.isfinite().all()

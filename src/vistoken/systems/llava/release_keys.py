@@ -24,7 +24,8 @@ class LlavaKeys(ReleaseKeys):
     @staticmethod
     def recognises(names: Collection[str]) -> bool:
         """Whether a connector with these official names is an MLP and nothing more."""
-        return bool(names) and all(name.startswith(_STEM) for name in names)
+        resampler = f"{_STEM}query" in names  # of other releases, under the same stem
+        return bool(names) and not resampler and all(name.startswith(_STEM) for name in names)
 
     @staticmethod
     def options(tensors: Mapping[str, Tensor], grid: Grid) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from vistoken.core.release_keys import ReleaseKeys
 _STEM = "mm_projector."
 _OWN = frozenset({"query", "pos_embed", "attn.in_proj_weight", "ln_q.weight", "proj"})
 _PERCEIVER_GRID = 8
+_MAX_SLICES = 7
 
 
 class UhdKeys(ReleaseKeys):
@@ -50,3 +51,13 @@ class UhdKeys(ReleaseKeys):
     def official_names(state: Mapping[str, Tensor]) -> dict[str, str]:
         """Our name, relative to the stage -> the official one, for every tensor of the stage."""
         return {name: _STEM + name for name in state}
+
+    @classmethod
+    def views(cls, views: dict[str, Any]) -> dict[str, Any]:
+        """Slices, whatever the release's config calls its pictures; its limit is 7 of them."""
+        return {"part": "uhd-slices", "options": {"max_slices": _MAX_SLICES}}
+
+    @classmethod
+    def layout(cls, layout: dict[str, Any]) -> dict[str, Any]:
+        """The schema of separators; its ids come from the release's tokenizer."""
+        return {"part": "uhd-schema", "options": {}}
