@@ -176,8 +176,9 @@ def draw(path, batches):
     stage = StageConfig(name="a", groups={"language": {"train": "full"}}, steps=1)
     found = Conversations().read([path], None, stage, BadSamples())
     items = Items(found.items)
-    for make in (lambda items: ShuffledSampler(len(items)), lambda items: ModalityLengthSampler(found.lengths, 8, 2)):
-        sampler = make(items)
+    count = len(items)
+    for make in (ShuffledSampler, lambda count: ModalityLengthSampler(found.lengths, 8, 2)):
+        sampler = make(count)
         loader = iter(DataLoader(items, 8, sampler=sampler, collate_fn=list))
         for _ in range(batches):
             assert len(next(loader)) == 8

@@ -6,9 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vistoken.core.errors import UsageError
 from vistoken.core.tables import TEXT_COLUMNS, TOKEN, TextRole, TokenKind
 from vistoken.data.labels import encode_conversation
 from vistoken.data.token_rows import batch_maps, conversation_map
+from vistoken.models.processing import VistokenProcessor
+from vistoken.models.templates import load_template
 from vistoken.train.encoders import PixelEncoder, encode_pictures
 from vistoken.train.examples import read_examples
 from vistoken.train.grouping import group_examples
@@ -91,6 +94,127 @@ def test_a_padded_batch(pico, pictures, left):
         produced = model(input_ids=ids, attention_mask=mask, text_map=predicted, **inputs).token_map
     assert torch.equal(produced, predicted)
     assert torch.equal(TOKEN.get(produced, "kind") == TokenKind.PAD, mask == 0)
+
+
+TEMPLATES = ["vicuna-v1", "chatml", "llama-2", "mistral", "gemma"]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("gap", ["", " "])
+def test_the_processor_s_text_map_is_the_model_s(pico, pictures, template, gap):
+    model, processor = pico
+    text = load_template(template)
+    processor = VistokenProcessor(
+        processor.image_processor, processor.tokenizer, text, image_gap=gap
+    )
+    asked = [
+        [said("user", "What?", 2), said("assistant", "A cup."), said("user", "And this?")],
+        [said("user", "And what is this here?", 1)],
+        [said("user", "Hi")],
+    ]
+    if template in ("vicuna-v1", "chatml"):
+        asked[1].insert(0, said("system", "Be brief."))
+    inputs = processor.apply_chat_template(
+        [_without_paths(messages) for messages in asked],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        return_text_map=True,
+        processor_kwargs={
+            "images": [pictures[:2], pictures[2:], []], "padding": True, "padding_side": "left"
+        },
+    )  # fmt: skip
+    assert set(inputs) <= {*processor.model_input_names, "text_map"}
+    with torch.no_grad():
+        produced = model(**inputs).token_map
+    assert torch.equal(produced, inputs["text_map"])
+    roles, turns = TOKEN.get(produced, "role"), TOKEN.get(produced, "turn")
+    real = inputs["attention_mask"].bool()
+    assert torch.equal(TOKEN.get(produced, "kind") == TokenKind.PAD, ~real)
+    maps = [processor.image_processor.token_map(p.height, p.width) for p in pictures]
+    for number, (messages, shown) in enumerate(zip(asked, (maps[:2], maps[2:], []), strict=True)):
+        made = encode_conversation(
+            processor.tokenizer, text, messages, [len(table) for table in shown],
+            processor.image_token, add_generation_prompt=True,
+        )  # fmt: skip
+        if gap == "":  # the same ids, from the same template
+            assert inputs["input_ids"][number][real[number]].tolist() == made.input_ids
+            assert roles[number][real[number]].tolist() == made.role
+            assert turns[number][real[number]].tolist() == made.turn
+        assert set(roles[number][real[number]].tolist()) == set(made.role)
+        assert set(turns[number][real[number]].tolist()) == set(made.turn)
+
+
+def _without_paths(messages):
+    """Parts of pictures that are given beside the conversation."""
+    return [
+        {**m, "content": [{k: v for k, v in p.items() if k != "path"} for p in m["content"]]}
+        for m in messages
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}])
+def test_generation_continues_the_map_as_the_answer(pico, pictures, monkeypatch, options):
+    model, processor = pico
+    asked = [
+        [said("user", "What?", 1), said("assistant", "A cup."), said("user", "And this?")],
+        [said("user", "What is it?", 1)],
+    ]
+    inputs = processor.apply_chat_template(
+        [_without_paths(messages) for messages in asked],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        return_text_map=True,
+        processor_kwargs={
+            "images": [[p] for p in pictures[:2]], "padding": True, "padding_side": "left"
+        },
+    )  # fmt: skip
+    seen = []
+    forward = type(model.model).forward
+
+    def watched(self, *args, **kwargs):
+        made = forward(self, *args, **kwargs)
+        seen.append(made.token_map)
+        return made
+
+    monkeypatch.setattr(type(model.model), "forward", watched)
+    call = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, **options}
+    written = model.generate(**inputs, **call)
+    beams = options.get("num_beams", 1)
+    for place, text_map in enumerate(seen[1:]):
+        new = text_map if options.get("use_cache", True) else text_map[:, -1 - place :]
+        assert new.shape[:2] == (2 * beams, 1 if options.get("use_cache", True) else place + 1)
+        assert (TOKEN.get(new, "role") == TextRole.ASSISTANT).all()
+        assert (TOKEN.get(new, "kind") == TokenKind.TEXT).all()
+        assert TOKEN.get(new, "turn")[::beams, -1].tolist() == [1, 0]
+    assert len(seen) == 3
+    expected = inputs["text_map"]
+    assert torch.equal(TOKEN.get(seen[0][::beams], "role"), TOKEN.get(expected, "role"))
+    plain = {key: value for key, value in inputs.items() if key != "text_map"}
+    assert torch.equal(written, model.generate(**plain, **call))
+
+
+def test_a_plain_prompt_keeps_the_defaults_and_maps_have_to_be_possible(pico, pictures):
+    model, processor = pico
+    plain = processor(text="<image>\nWhat?", images=pictures[:1], return_tensors="pt")
+    assert "text_map" not in plain
+    with torch.no_grad():
+        table = model(**plain).token_map
+    assert set(TOKEN.get(table, "role").flatten().tolist()) == {TextRole.TEMPLATE}
+    assert set(TOKEN.get(table, "turn").flatten().tolist()) == {-1}
+    messages = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(UsageError, match="tokenize=True"):
+        processor.apply_chat_template(messages, return_text_map=True)
+    call = {"tokenize": True, "return_dict": True, "return_text_map": True}
+    with pytest.raises(UsageError, match="no .* block"):
+        processor.apply_chat_template(messages, "{{ messages[0]['content'] }}", **call)
+    with pytest.raises(UsageError, match="padding"):
+        processor.apply_chat_template([messages, [said("user", "Hello you")]], **call)
+    made = processor.apply_chat_template(messages, **call)
+    assert made["text_map"].shape[:2] == (1, len(made["input_ids"][0]))
 
 
 def test_a_map_of_other_positions_is_refused(pico, pictures):

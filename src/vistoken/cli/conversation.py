@@ -116,9 +116,7 @@ class Conversation:
         import torch
         from transformers import TextIteratorStreamer
 
-        prompt = self._render(messages)
-        inputs = self.processor(text=prompt, images=pictures or None, return_tensors="pt")
-        inputs = inputs.to(self.model.device)
+        inputs = self._inputs(messages, pictures).to(self.model.device)
         length = inputs["input_ids"].shape[1]
         self._check_length(length)
         streamer = TextIteratorStreamer(
@@ -163,6 +161,21 @@ class Conversation:
         visual = int((inputs["input_ids"] == self.processor.image_token_id).sum())
         tokens = results[0].shape[1] - length
         return Answer(text.strip(), tokens, length, visual, clock.first_s, clock.speed(tokens))
+
+    def _inputs(self, messages: list[dict[str, Any]], pictures: list[Image]) -> Any:
+        """Model inputs, with the map of who said what where the template tells it."""
+        prompt = self._render(messages)
+        if not self.processor.tells_roles:
+            return self.processor(text=prompt, images=pictures or None, return_tensors="pt")
+        return self.processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            return_text_map=True,
+            processor_kwargs={"images": pictures},
+        )
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
         from jinja2 import TemplateError

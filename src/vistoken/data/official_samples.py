@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vistoken.core.errors import DataError
-from vistoken.data.labels import IGNORE_LABEL, Span
+from vistoken.data.labels import IGNORE_LABEL
 from vistoken.data.released_templates import Turn
 from vistoken.data.schema import Message
+from vistoken.models.dialogue import Span
 from vistoken.models.templates import IMAGE_MARK
 
 RELEASED_IMAGE_ID = -200

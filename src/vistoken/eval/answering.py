@@ -103,6 +103,7 @@ class Answerer:
                 batch.segments, core.language_model.config, table.dtype, table.device
             ),
             mm_encoder_outputs=None if features is None else {"image": features},
+            text_map=batch.token_map.to(table.device),
             use_cache=False,
         ).last_hidden_state
         logits = self.model.lm_head(hidden.flatten(0, 1)[batch.sources.to(table.device)])
@@ -137,7 +138,8 @@ class Answerer:
     def _generate(self, asked: Sequence[Asked]) -> list[str]:
         embedding: Any = self.model.get_input_embeddings()
         ids = torch.tensor([question.prompt for question in asked], device=embedding.weight.device)
-        options: dict[str, Any] = {}
+        said = torch.stack([question.text_map for question in asked])
+        options: dict[str, Any] = {"text_map": said.to(ids.device)}
         shown = [q.features for q in asked if q.features is not None]
         if shown:
             options["mm_encoder_outputs"] = {"image": _side_by_side(shown)}

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from vistoken.core.errors import DataError, UsageError
-from vistoken.core.tables import split_media
+from vistoken.core.tables import TOKEN, split_media
 from vistoken.data.labels import encode_conversation
 from vistoken.eval.tasks import Question
 from vistoken.models.outputs import ImageFeatures
@@ -39,6 +40,12 @@ class Asked:
     def prompt(self) -> list[int]:
         """Ids up to the answer."""
         return self.row.input_ids[: self.start]
+
+    @property
+    def text_map(self) -> Tensor:
+        """Role and turn (n, K) int64 of every position up to the answer."""
+        roles, turns = self.row.roles[: self.start], self.row.turns[: self.start]
+        return TOKEN.make(self.start, role=roles, turn=turns)
 
 
 class PromptMaker:
@@ -111,4 +118,5 @@ class PromptMaker:
         ]
         start = next(place for place, label in enumerate(labels) if label != IGNORE)
         end = encoded.images[-1][1] if encoded.images else 0
-        return Asked(Row(encoded.input_ids, labels, end, question.kind), start, features)
+        row = Row(encoded.input_ids, labels, end, question.kind, encoded.role, encoded.turn)
+        return Asked(row, start, features)

@@ -19,7 +19,7 @@ from vistoken.models.backbone import VistokenModel, VistokenPreTrainedModel
 from vistoken.models.configuration import VistokenConfig
 from vistoken.models.decoder import aux_loss, check_generation, make_cache, shifted_labels
 from vistoken.models.outputs import ImageFeatures, VistokenCausalLMOutput
-from vistoken.models.scatter import repeat_by_owner
+from vistoken.models.scatter import answer_rows, repeat_by_owner
 
 __all__ = ["VistokenForConditionalGeneration", "VistokenModel"]
 
@@ -133,6 +133,31 @@ class VistokenForConditionalGeneration(VistokenPreTrainedModel, GenerationMixin)
             rows=outputs.rows,
             aux=outputs.aux,
         )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        text_map: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Inputs of one call of ``generate``; what is written goes on the text map as an answer.
+
+        Args:
+            input_ids (Tensor): (B, n) int64.
+            attention_mask (Tensor): (B, k), all positions so far.
+            text_map (Tensor): (B, p, K) int64 of the prompt.
+            **kwargs: As in ``GenerationMixin``.
+        """
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, attention_mask=attention_mask, **kwargs
+        )
+        if text_map is not None:
+            given = inputs.get("inputs_embeds")
+            read = (inputs["input_ids"] if given is None else given).shape[1]
+            stop = text_map.shape[1] if attention_mask is None else attention_mask.shape[-1]
+            inputs["text_map"] = answer_rows(text_map, stop)[:, stop - read : stop]
+        return inputs
 
     def _prepare_cache_for_generation(
         self,

@@ -11,7 +11,12 @@ from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import MultiModalData
 
 from vistoken.core.errors import DataError, UsageError
+from vistoken.models.dialogue import render_dialogue, tells_answers
 from vistoken.models.image_processing import VistokenImageProcessor, flatten, views_of
+from vistoken.models.text_map import prompt_maps
+
+_OFFSETS = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+_ONLY_FOR_MAP = ("offset_mapping", "special_tokens_mask", "text_replacement_offsets")
 
 
 class VistokenProcessor(ProcessorMixin):
@@ -84,6 +89,56 @@ class VistokenProcessor(ProcessorMixin):
             after = re.compile(f"{mark}(?=.)(?!{mark})", re.DOTALL)
             prompts = [after.sub(self.image_token + self.image_gap, prompt) for prompt in prompts]
         return super().__call__(images=pictures or None, text=prompts or None, **kwargs)
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *args: Any,
+        return_text_map: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Render conversations and, with ``tokenize``, prepare them.
+
+        Args:
+            conversation: A conversation or a list of them.
+            chat_template: Another template than the checkpoint's own.
+            *args: As in ``ProcessorMixin``.
+            return_text_map: Also give ``text_map``, (B, n, K) int64: what every position is, who
+                wrote it and in which round. A prompt that was rendered elsewhere and comes in
+                through a plain call has none, and its map keeps the defaults: role TEMPLATE, turn
+                -1. Needs ``tokenize``, ``return_dict`` and a template with generation blocks.
+            **kwargs: As in ``ProcessorMixin``.
+
+        Raises:
+            UsageError: A text map cannot be made.
+            DataError: The template refuses the messages, or marks and pictures do not match.
+        """
+        if not return_text_map:
+            return super().apply_chat_template(conversation, chat_template, *args, **kwargs)
+        if args or not (kwargs.get("tokenize") and kwargs.get("return_dict")):
+            raise UsageError("return_text_map needs tokenize=True and return_dict=True, by name")
+        template = str(chat_template or self.chat_template)
+        several = bool(conversation) and not isinstance(conversation[0], dict)
+        dialogues = [
+            render_dialogue(
+                self.tokenizer, template, messages, bool(kwargs.get("add_generation_prompt"))
+            )
+            for messages in (conversation if several else [conversation])
+        ]
+        options = {**(kwargs.pop("processor_kwargs", None) or {}), **_OFFSETS}
+        made = super().apply_chat_template(
+            conversation, chat_template, processor_kwargs=options, **kwargs
+        )
+        text_map = prompt_maps(self, dialogues, made)
+        return BatchFeature(
+            {**{k: v for k, v in made.items() if k not in _ONLY_FOR_MAP}, "text_map": text_map}
+        )
+
+    @property
+    def tells_roles(self) -> bool:
+        """Whether the chat template says who wrote what, so that there can be a text map."""
+        return isinstance(self.chat_template, str) and tells_answers(self.chat_template)
 
     def _check_marks(self, prompts: list[str], images: Any, pictures: int) -> None:
         marks = [prompt.count(self.image_token) for prompt in prompts]

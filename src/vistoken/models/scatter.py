@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from vistoken.core.errors import UsageError
-from vistoken.core.tables import TEXT_COLUMNS, TOKEN, TokenKind
+from vistoken.core.tables import TEXT_COLUMNS, TOKEN, TextRole, TokenKind
 from vistoken.models.outputs import ImageFeatures
 from vistoken.models.pipeline import Arrangement
 
@@ -131,6 +131,26 @@ def batch_token_map(
     if attention_mask is not None and attention_mask.shape == mask.shape:
         table[attention_mask == 0] = TOKEN.make(1, kind=TokenKind.PAD).to(mask.device)
     return table
+
+
+def answer_rows(text_map: Tensor, length: int) -> Tensor:
+    """A prompt's text map with rows for what is written after it.
+
+    Args:
+        text_map (Tensor): (B, n, K) int64, the last row of each prompt no padding.
+        length: Positions wanted.
+
+    Returns:
+        (B, at least ``length``, K) int64; the further rows are the assistant's, in the round,
+        sample and branch of the prompt's last one.
+    """
+    more = length - text_map.shape[1]
+    if more <= 0:
+        return text_map
+    said = {column: TOKEN.get(text_map[:, -1], column) for column in TEXT_COLUMNS}
+    said["role"] = torch.full_like(said["role"], TextRole.ASSISTANT)
+    row = TOKEN.set(TOKEN.make(len(text_map)).to(text_map.device), **said)
+    return torch.cat([text_map, row[:, None].expand(-1, more, -1)], 1)
 
 
 def fitting_text_map(

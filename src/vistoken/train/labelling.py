@@ -13,12 +13,12 @@ from vistoken.data.labels import (
     ROLE_ASSISTANT,
     ROLE_TEMPLATE,
     ROLE_USER,
-    Span,
     encode_conversation,
 )
 from vistoken.data.messages import Message
 from vistoken.data.official_masks import OfficialMasks
 from vistoken.data.official_samples import expand_images, released_turns
+from vistoken.models.dialogue import Span
 from vistoken.models.templates import load_template
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ class LeftOutLog:
         self._counts: Counter[Reason] = Counter()
         self._lines = 0
         self._begun = False
-        self._validation: dict[str, int] | None = None
+        self._validation: dict[Reason, int] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -64,7 +64,7 @@ class LeftOutLog:
     @property
     def validation_counts(self) -> dict[str, int]:
         """Samples and rounds that validation lacks, by reason; empty before the first one."""
-        return self._validation or {}
+        return dict(self._validation or {})
 
     def begin(self) -> None:
         """Start the stage, unless :meth:`load` did: its first lines are the rows no file gives."""
