@@ -26,6 +26,8 @@ VERBS = (
     ("inspect", "prompt"),
     ("inspect", "tokens"),
     ("inspect", "checkpoint"),
+    ("viz",),
+    ("viz", "views"),
     ("list",),
     ("doctor",),
     ("data",),

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vistoken import __version__
-from vistoken.cli import chat, data, doctor, inspect, listing, merge, prune, study, train
+from vistoken.cli import chat, data, doctor, inspect, listing, merge, prune, study, train, viz
 from vistoken.cli.console import fail, show_traceback
 from vistoken.cli.convert import app as convert_app
 from vistoken.cli.eval import app as eval_app
@@ -43,6 +43,7 @@ app.command("study")(study.study)
 app.add_typer(eval_app, name="eval")
 app.add_typer(convert_app, name="convert")
 app.add_typer(inspect.app, name="inspect")
+app.add_typer(viz.app, name="viz")
 app.add_typer(data.app, name="data")
 app.command("list")(listing.show)
 app.command("doctor")(doctor.doctor)
