@@ -109,6 +109,14 @@ def test_every_recipes_training_is_valid(name):
     assert all(stage.needs in (None, *names) for stage in config.stages)
 
 
+@pytest.mark.parametrize("name", [n for n in recipe_names() if load_recipe(n).train])
+def test_the_released_mix_holds_conversations_over_the_limit(name):
+    """Recipes for it shorten them, as released code does, rather than stop after some hours."""
+    config = recipe_config(name, load_recipe(name).train, {"data": ["a.jsonl"], "output": "o"})
+    mixed = [stage for stage in config.stages if stage.order == "modality-length"]
+    assert [stage.name for stage in mixed if stage.too_long == "error"] == []
+
+
 def test_recipe_without_training_is_refused():
     with pytest.raises(UsageError, match="has no train section"):
         recipe_config("pico", None, {"data": ["a.jsonl"], "output": "o"})
