@@ -184,6 +184,12 @@ def test_the_latest_and_the_best_are_kept(tmp_path) -> None:
     assert last_checkpoint(tmp_path).name == "checkpoint-11"
 
 
+def test_what_is_no_number_is_never_the_best(tmp_path) -> None:
+    for step, loss in ((1, float("nan")), (2, 2.0), (3, 1.0), (4, float("-inf"))):
+        make(tmp_path, step, loss)
+    assert best_checkpoint(tmp_path, "loss").path.name == "checkpoint-3"
+
+
 def test_what_is_incomplete_is_no_checkpoint(tmp_path) -> None:
     good = make(tmp_path, 4)
     (tmp_path / "checkpoint-5").mkdir()

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from vistoken.core.errors import UsageError
-from vistoken.train.distributed import connect, is_main, main_first, run_through
+from vistoken.train import distributed
+from vistoken.train.distributed import connect, greatest, is_main, main_first, run_through
 
 
 class _Wrapper(nn.Module):
@@ -49,3 +50,15 @@ def test_one_process_is_the_main_one(monkeypatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UsageError, match="RANK is not set"):
         connect()
+
+
+def test_processes_decide_by_the_same_clock(monkeypatch) -> None:
+    assert greatest(0.5) == 0.5
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 3)
+
+    def gather(into, own):
+        into[:] = [0.5, own, 2.0]
+
+    monkeypatch.setattr(distributed.dist, "all_gather_object", gather)
+    assert greatest(1.0) == 2.0

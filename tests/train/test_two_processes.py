@@ -59,10 +59,10 @@ def losses(output):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def launch(files, folder):
+def launch(files, folder, before=""):
     """Train configurations one after the other, on two processes."""
     script = folder / "both.py"
-    script.write_text(SCRIPT)
+    script.write_text(before + SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*command, str(script), *map(str, files)],
@@ -102,6 +102,28 @@ def test_two_processes_train_as_one_does(data, tmp_path) -> None:
         ]
         states = sorted(path.name for path in (folder / "checkpoint-6").glob("rng_state*"))
         assert states == ["rng_state_0.pth", "rng_state_1.pth"]
+
+
+FAST_CLOCK = """
+import os
+from vistoken.train.trainer import VistokenTrainer
+real = VistokenTrainer.elapsed.fget
+skew = 1.0 + 4.0 * int(os.environ["RANK"])
+VistokenTrainer.elapsed = property(lambda self: skew * real(self))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_clocks_that_differ_end_a_stage_in_the_same_step(data, tmp_path) -> None:
+    """Otherwise one process leaves and the other waits for its gradients."""
+    config = configuration(data, tmp_path / "timed", "micro-batch", 1)
+    timed = config.stages[0].model_copy(update={"steps": 100_000, "minutes": 0.1})
+    config = config.model_copy(update={"stages": (timed,)})
+    (tmp_path / "timed.yaml").write_text(dump_config(config))
+    launch([tmp_path / "timed.yaml"], tmp_path, FAST_CLOCK)
+    done = json.loads((config.output / "stages" / "joint" / "done.json").read_text())
+    assert 0 < done["steps"] < 100_000
 
 
 def text_only(name, question, answer):

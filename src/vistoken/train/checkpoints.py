@@ -8,6 +8,7 @@ whatever moment the process is killed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -155,12 +156,12 @@ class Best:
 def best_checkpoint(folder: Path, metric: str) -> Best | None:
     """The checkpoint with the least of a loss or the most of another metric.
 
-    Of equal ones the newest; None where no checkpoint has a value of this metric.
+    Of equal ones the newest; None where no checkpoint has a (finite) value of this metric.
     """
     best: Best | None = None
     for path in checkpoints(folder):
         value = (_read(path / _SCORE) or {}).get(metric)
-        if value is None:
+        if value is None or not math.isfinite(value):
             continue
         if best is None or (
             value <= best.value if metric.endswith("loss") else value >= best.value

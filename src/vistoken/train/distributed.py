@@ -49,6 +49,15 @@ def wait() -> None:
         dist.barrier()
 
 
+def greatest(value: float) -> float:
+    """The greatest of all processes' values, for what they must decide alike."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    values: list[Any] = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return max(map(float, values))
+
+
 @contextmanager
 def main_first() -> Iterator[bool]:
     """The main process goes through the block before the others do; gives whether this is it.

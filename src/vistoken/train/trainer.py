@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from vistoken.train.alignment import NameSpace
 from vistoken.train.arguments import schedule
 from vistoken.train.checkpoints import AtomicCheckpoints
 from vistoken.train.data_time import TimedData
-from vistoken.train.distributed import run_through
+from vistoken.train.distributed import greatest, run_through
 from vistoken.train.examples import Items, Numbers, ScenePicture
 from vistoken.train.feeds import FEEDS
 from vistoken.train.finite import FiniteSteps, NamedBatches
@@ -164,15 +165,20 @@ class VistokenTrainer(
 
     def _rate(self, progress: float) -> float:
         if self.stage.minutes is not None:
-            progress = max(progress, self.elapsed / (60 * self.stage.minutes))
+            progress = max(progress, self._time_used())
         return schedule(progress, self.stage.schedule, self.stage.warmup)
+
+    def _time_used(self) -> float:
+        """Share of the stage's minutes, on all processes that of the slowest clock."""
+        # with clocks of their own they would step at different rates and stop at different steps
+        return greatest(self.elapsed) / (60 * (self.stage.minutes or math.inf))
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One micro-batch; stops the stage when its time is over."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if self.stage.minutes is not None and self.elapsed > 60 * self.stage.minutes:
+        if self.stage.minutes is not None and self._time_used() > 1:
             self.control.should_training_stop = True
         return loss
 
