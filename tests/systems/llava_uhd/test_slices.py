@@ -8,6 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from vistoken.core.errors import DataError, UsageError
 from vistoken.core.registry import make_config
@@ -148,6 +149,16 @@ def test_pixels_come_from_where_the_table_says(kit, height, width, longest):
         )
         assert (seen - place).abs().max() < 0.04  # bicubic filters bend gradients at an edge
         assert v["orig_height"] == height
+
+
+def test_normalised_levels_are_those_of_the_towers_own_processor(kit):
+    levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    image = Image.fromarray(levels).resize((56, 56), Image.Resampling.NEAREST)
+    ours = views_of(kit).pixels(image)[0]
+    theirs = CLIPImageProcessorPil(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}
+    )(image, return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(ours, theirs)
 
 
 def test_overview_only_keeps_the_overview_of_the_full_set(kit):
