@@ -18,7 +18,6 @@ from vistoken.models.build import build
 from vistoken.models.pipeline import TokenPlan
 from vistoken.models.recipe import load_recipe, parse_recipe
 from vistoken.systems.inf_llava.config import InfDcmConfig, InfDemConfig
-from vistoken.systems.inf_llava.cutting import warn_once
 from vistoken.systems.inf_llava.enhancing import DualEnhancement
 from vistoken.systems.inf_llava.grids import split_local
 from vistoken.systems.inf_llava.stage import InfDem
@@ -284,8 +283,8 @@ def test_a_non_square_tower_and_round_trip(tmp_path):
     assert torch.equal(before, after)
 
 
-def test_dead_views_are_told_once(kit, caplog):
-    warn_once.cache_clear()
+def test_dead_views_are_told_once(kit, caplog, monkeypatch):
+    monkeypatch.setattr("vistoken.systems.inf_llava.cutting._told", set())
     stage = stage_of(16)
     with caplog.at_level(logging.WARNING):
         for n in (2, 3, 3):

@@ -15,7 +15,7 @@ from vistoken.core.errors import UsageError
 from vistoken.core.registry import make_config
 from vistoken.core.tables import VIEW, ViewKind
 from vistoken.systems.inf_llava.config import InfDcmConfig, live_phases
-from vistoken.systems.inf_llava.cutting import cut_views, warn_once
+from vistoken.systems.inf_llava.cutting import cut_views
 from vistoken.systems.inf_llava.grids import (
     combine_global,
     combine_local,
@@ -54,8 +54,8 @@ def test_sides_that_do_not_divide_are_refused(split):
         split(torch.zeros(1, 9, 9, 1), 0)
 
 
-def test_pixels_of_any_size_are_resized_first(caplog):
-    warn_once.cache_clear()
+def test_pixels_of_any_size_are_resized_first(caplog, monkeypatch):
+    monkeypatch.setattr("vistoken.systems.inf_llava.cutting._told", set())
     with caplog.at_level(logging.WARNING):
         small = cut_views(torch.randn(1, 3, 28, 28), 3, (28, 28))
         cut_views(torch.randn(1, 3, 28, 28), 3, (28, 28))
@@ -148,11 +148,11 @@ def test_needles_and_huge_pictures(kit, fit, size):
     assert all(p.isfinite().all() for p in pixels)
 
 
-def test_small_pictures_are_told_once(kit, caplog):
-    warn_once.cache_clear()
+def test_small_pictures_are_told_once(kit, caplog, monkeypatch):
+    monkeypatch.setattr("vistoken.systems.inf_llava.cutting._told", set())
     views = InfDcm(InfDcmConfig(n=3), [kit.tower((336, 336))])
-    for _ in range(2):
-        views.pixels(Image.new("RGB", (336, 336)))
+    for side in (336, 336, 335):
+        views.pixels(Image.new("RGB", (side, side)))
     (record,) = caplog.records
     assert "336x336 pixels is enlarged to fill 1008x1008 (n = 3)" in record.message
     views.pixels(Image.new("RGB", (1200, 1008)))

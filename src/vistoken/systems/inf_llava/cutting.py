@@ -6,7 +6,6 @@ views = cut_views(pixels, n=3, size=(336, 336))  # (B, 19, 3, 336, 336)
 from __future__ import annotations
 
 import logging
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +17,14 @@ from vistoken.systems.inf_llava.grids import split_global, split_local
 _logger = logging.getLogger(__name__)
 
 
-@cache
-def warn_once(message: str) -> None:
-    """Log a warning the first time that this process gives it."""
-    _logger.warning(message)
+_told: set[str] = set()
+
+
+def warn_once(topic: str, message: str) -> None:
+    """Log a warning unless this process has warned of the same topic already."""
+    if topic not in _told:
+        _told.add(topic)
+        _logger.warning(message)
 
 
 def cut_views(pixels: Tensor, n: int, size: Grid) -> Tensor:
@@ -43,9 +46,10 @@ def cut_views(pixels: Tensor, n: int, size: Grid) -> Tensor:
     large = (n * size[0], n * size[1])
     if pixels.shape[-2] < large[0] or pixels.shape[-1] < large[1]:
         warn_once(
+            f"pixels below {large}",
             f"inf-dcm: pixels of {pixels.shape[-2]}x{pixels.shape[-1]} are enlarged to "
             f"{large[0]}x{large[1]}, which adds no detail; prepare pictures at that size "
-            "(compat: fixed)"
+            "(compat: fixed)",
         )
     whole = _resize(pixels, large).permute(0, 2, 3, 1)
     local = split_local(whole, n).permute(0, 1, 4, 2, 3)

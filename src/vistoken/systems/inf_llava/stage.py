@@ -75,8 +75,8 @@ class InfDem(ConnectorStage):
             for member, row in zip(members, fused, strict=True):
                 tokens[member] = row
         bases = [scene.base for scene in scenes]
-        return ConnectorState(
-            view_table=state.view_table,
+        return replace(
+            state,
             anchors=[state.anchors[base] for base in bases],
             features=[state.features[base] for base in bases],
             tokens=tokens,
@@ -141,8 +141,9 @@ def _check_pool(config: InfDemConfig, scene: Scene) -> None:
         )
     if config.pool == "bilinear" and None not in scene.strided and len(live) < scene.n**2:
         warn_once(
+            f"dead views at {scene.n}",
             f"inf-dem: at n = {scene.n} bilinear pooling reads {len(live)} of the "
             f"{scene.n**2} strided views, the others cost time and change nothing; set "
             "global_views: live in inf-dcm to leave them out, or pool: average in inf-dem to use "
-            "them all"
+            "them all",
         )

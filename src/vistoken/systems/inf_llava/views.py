@@ -117,8 +117,9 @@ class InfDcm(ViewFunction):
         if scale < 1:
             side = [VIEW.get(whole, name).item() for name in ("height", "width")]
             warn_once(
+                f"pictures below {side}",
                 f"inf-dcm: a picture of {height}x{width} pixels is enlarged to fill "
-                f"{side[0]}x{side[1]} (n = {self.config.n}), which adds no detail"
+                f"{side[0]}x{side[1]} (n = {self.config.n}), which adds no detail",
             )
 
 
