@@ -8,7 +8,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
-BENCHMARKS := decoder_loop sp_vs_mlp startup nano_latency train_speed train_memory
+BENCHMARKS := decoder_loop sp_vs_mlp startup nano_latency train_speed train_memory \
+	saisa_prefill yopo_prefill
 # Folder of `vistoken data make`, whose held-out scenes nano is asked about.
 SCENES ?= scenes
 # One thread a worker: two test processes on two cores, not two times all cores.

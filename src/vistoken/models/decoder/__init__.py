@@ -16,6 +16,7 @@ from vistoken.models.decoder.plan import (
     LayerPlan,
     ReadyKV,
     Rotary,
+    RowHeads,
     ScoreRequest,
 )
 from vistoken.models.decoder.stack import MechanismStack, aux_loss, check_generation
@@ -34,6 +35,7 @@ __all__ = [
     "NoOp",
     "ReadyKV",
     "Rotary",
+    "RowHeads",
     "ScoreRequest",
     "SequenceState",
     "SparseCache",

@@ -2,8 +2,9 @@
 
 The one re-composition for every supported family: norm, projections, optional head norms, rotary,
 cache, attention, output projection, norm, FFN. Rows that have no query skip the query and output
-projections, rows without FFN skip it, sliced channels are not computed: what a plan leaves out is
-not worked out and masked, it is not worked out. Sizes come from the modules, so layers may differ.
+projections, rows without FFN skip it, sliced channels and heads are not computed: what a plan
+leaves out is not worked out and masked, it is not worked out. Sizes come from the modules, so
+layers may differ.
 
 B batch, n rows, q query rows, k keys, H query heads, G key/value heads, E head size, D hidden.
 """
@@ -24,6 +25,7 @@ from vistoken.models.decoder.families import LayerModules, check_family
 from vistoken.models.decoder.ffn import feed_forward
 from vistoken.models.decoder.heads import kept_heads, scale_values
 from vistoken.models.decoder.plan import Inject, LayerPlan, ReadyKV, Rotary, Rotation
+from vistoken.models.decoder.row_heads import HeadCut, head_cut
 from vistoken.models.decoder.rows import RowSet
 from vistoken.models.decoder.scores import read_scores
 from vistoken.models.decoder.state import SequenceState
@@ -69,9 +71,10 @@ def run_recomposed(call: LayerCall, state: SequenceState) -> Tensor:
     """
     _check(call, state)
     names = [request.name for request in call.plan.need_scores]
+    cut = head_cut(call.parts, call.plan, call.queries, state)
 
     def forward(hidden: Tensor) -> tuple[Tensor | None, ...]:
-        return _forward(call, hidden)
+        return _forward(call, cut, hidden)
 
     # noise and predictors of mechanisms lie outside of what is computed again
     output, weights, *scores = checkpointed(call.parts.layer, forward, state.hidden)
@@ -101,12 +104,12 @@ def project_kv(language_model: PreTrainedModel, layer: int, rows: Tensor) -> Rea
     return ReadyKV(keys, values)
 
 
-def _forward(call: LayerCall, hidden: Tensor) -> tuple[Tensor | None, ...]:
+def _forward(call: LayerCall, cut: HeadCut | None, hidden: Tensor) -> tuple[Tensor | None, ...]:
     parts, plan, queries = call.parts, call.plan, call.queries
     normed = parts.input_norm(_key_source(plan, hidden, call.number))
-    keys, values = _keys_and_values(parts, plan, normed)
+    keys, values = _keys_and_values(parts, plan, cut, normed)
     asking = normed if queries is None else queries.gather(normed, dim=1)
-    query = parts.heads(parts.q_proj(asking), parts.q_norm)
+    query = parts.heads(parts.q_proj(asking), parts.q_norm) if cut is None else cut.queries(asking)
     query, keys = _rotated(call, query.transpose(1, 2), keys.transpose(1, 2))
     values = values.transpose(1, 2)
     if call.cache is not None:
@@ -123,7 +126,7 @@ def _forward(call: LayerCall, hidden: Tensor) -> tuple[Tensor | None, ...]:
         parts.attention, query, keys, values, mask, groups=groups, scaling=scaling, **call.options
     )  # (B, q, H, E)
     output = kept_heads(output, plan.head_out_keep, queries, dead)
-    change = parts.o_proj(output.flatten(2))
+    change = parts.o_proj(output.flatten(2)) if cut is None else cut.output(output)
     if queries is None:
         hidden = hidden + change
     else:
@@ -142,12 +145,18 @@ def _key_source(plan: LayerPlan, hidden: Tensor, number: int) -> Tensor:
     return hidden
 
 
-def _keys_and_values(parts: LayerModules, plan: LayerPlan, normed: Tensor) -> tuple[Tensor, Tensor]:
+def _keys_and_values(
+    parts: LayerModules, plan: LayerPlan, cut: HeadCut | None, normed: Tensor
+) -> tuple[Tensor, Tensor]:
     """Keys and values (B, n, G, E) before rotation; ready ones are put in, not computed."""
     ready = [(part, part.source) for part in plan.inject if isinstance(part.source, ReadyKV)]
-    if not ready:
-        return _project(parts, normed)
     batch, rows = normed.shape[:2]
+    flat = normed.flatten(0, 1)
+    if not ready:
+        if cut is None:
+            return _project(parts, normed)
+        keys, values = cut.keys_and_values(flat)
+        return keys.unflatten(0, (batch, rows)), values.unflatten(0, (batch, rows))
     taken = torch.zeros(batch * rows, dtype=torch.bool, device=normed.device)
     pieces: list[tuple[Tensor, Tensor, Tensor]] = []
     for inject, source in ready:
@@ -156,7 +165,11 @@ def _keys_and_values(parts: LayerModules, plan: LayerPlan, normed: Tensor) -> tu
         taken[places] = True
         pieces.append((places, source.keys.to(normed.dtype), source.values.to(normed.dtype)))
     places = torch.nonzero(~taken).flatten()
-    pieces.append((places, *_project(parts, normed.flatten(0, 1)[places])))
+    if cut is None:
+        pieces.append((places, *_project(parts, flat[places])))
+    else:
+        keys, values = cut.keys_and_values(flat)
+        pieces.append((places, keys[places], values[places]))
     order = torch.cat([places for places, _, _ in pieces]).argsort()
     keys = torch.cat([keys for _, keys, _ in pieces])[order]
     values = torch.cat([values for _, _, values in pieces])[order]

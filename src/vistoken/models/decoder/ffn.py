@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vistoken.core.errors import UsageError
+from vistoken.models.decoder.cut_linear import from_some_inputs, some_outputs
 from vistoken.models.decoder.families import LayerModules
 from vistoken.models.decoder.plan import LayerPlan
 
@@ -58,60 +56,7 @@ def _first_channels(parts: LayerModules, rows: Tensor, channels: int) -> Tensor:
         raise UsageError(
             f"ffn_channels asks for {channels} channels of layer {parts.number}, which has {width}."
         )
-    gate = _first_outputs(mlp.gate_proj, rows, channels, parts.number)
-    up = _first_outputs(mlp.up_proj, rows, channels, parts.number)
-    return _from_first_inputs(mlp.down_proj, mlp.act_fn(gate) * up, channels, parts.number)
-
-
-def _first_outputs(linear: nn.Module, rows: Tensor, channels: int, number: int) -> Tensor:
-    if type(linear) is nn.Linear:
-        bias = None if linear.bias is None else linear.bias[:channels]
-        return F.linear(rows, linear.weight[:channels], bias)
-    adapted = _adapted(linear, number)
-    output = _first_outputs(adapted.base, rows, channels, number)
-    for down, up, scale, dropout in adapted.adapters:
-        inner = F.linear(dropout(rows.to(down.dtype)), down)
-        output = output + scale * F.linear(inner, up[:channels]).to(output.dtype)
-    return output
-
-
-def _from_first_inputs(linear: nn.Module, rows: Tensor, channels: int, number: int) -> Tensor:
-    if type(linear) is nn.Linear:
-        return F.linear(rows, linear.weight[:, :channels], linear.bias)
-    adapted = _adapted(linear, number)
-    output = _from_first_inputs(adapted.base, rows, channels, number)
-    for down, up, scale, dropout in adapted.adapters:
-        inner = F.linear(dropout(rows.to(down.dtype)), down[:, :channels])
-        output = output + scale * F.linear(inner, up).to(output.dtype)
-    return output
-
-
-class _Adapted(NamedTuple):
-    """A linear layer under LoRA: its base, and (down, up, factor, dropout) of each adapter."""
-
-    base: nn.Module
-    adapters: list[tuple[Tensor, Tensor, float, nn.Module]]
-
-
-def _adapted(linear: nn.Module, number: int) -> _Adapted:
-    # only models that carry adapters pay for loading their library
-    from peft.tuners.lora import Linear as LoraLinear
-
-    if not isinstance(linear, LoraLinear):
-        raise UsageError(
-            f"the FFN of layer {number} consists of {type(linear).__name__}, whose channels "
-            "cannot be cut; load the language model without quantization."
-        )
-    lora: Any = linear  # its containers of matrices are typed as modules
-    names = [] if lora.disable_adapters or lora.merged else lora.active_adapters
-    adapters = [
-        (
-            lora.lora_A[name].weight,
-            lora.lora_B[name].weight,
-            lora.scaling[name],
-            lora.lora_dropout[name],
-        )
-        for name in names
-        if name in lora.lora_A
-    ]
-    return _Adapted(lora.base_layer, adapters)
+    where, first = f"the FFN of layer {parts.number}", slice(channels)
+    gate = some_outputs(mlp.gate_proj, rows, first, where)
+    up = some_outputs(mlp.up_proj, rows, first, where)
+    return from_some_inputs(mlp.down_proj, mlp.act_fn(gate) * up, first, where)

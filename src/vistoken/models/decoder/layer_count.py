@@ -21,17 +21,22 @@ class LayerCount:
         rows: Rows of the call that are left.
         keys: Keys that a query row sees, cached ones included, masked or not.
         query_rows: Rows with a query.
+        query_heads: Sum over them of the heads they are worked out for.
         key_rows: Rows whose key and value are worked out here.
+        key_heads: Sum over them of the key/value heads they are worked out for.
         visual_rows: Rows that belong to a medium.
         visual_query_rows: Those of them with a query.
         visual_key_rows: Those of them whose key and value are worked out here.
         visual_pairs: Pairs of visual query row and visual key that the plan's mask allows.
-        visual_heads: Share of the heads that visual rows keep, by ``head_out_keep``.
+        visual_heads: Share of the heads that visual rows keep, by ``row_heads`` and
+            ``head_out_keep``.
         ffn_work: Sum over the rows of the FFN channels they use.
         visual_ffn_work: The same over visual rows.
         inject_flops: What the injected content costs.
-        query_size: Numbers of the query and output projection's weights.
-        key_size: Numbers of the key and value projection's weights.
+        query_size: Numbers of the query and output projection's weights, all heads.
+        key_size: Numbers of the key and value projection's weights, all heads.
+        heads: Query heads of the layer.
+        shared_heads: Its key/value heads.
         pair_size: Multiply-adds of one pair of query row and key, all heads.
         channel_size: Numbers of one FFN channel's weights.
         values_per_key: Numbers that the cache holds of one key.
@@ -40,7 +45,9 @@ class LayerCount:
     rows: int
     keys: int
     query_rows: int
+    query_heads: int
     key_rows: int
+    key_heads: int
     visual_rows: int
     visual_query_rows: int
     visual_key_rows: int
@@ -51,6 +58,8 @@ class LayerCount:
     inject_flops: int
     query_size: int
     key_size: int
+    heads: int
+    shared_heads: int
     pair_size: int
     channel_size: int
     values_per_key: int
@@ -59,8 +68,8 @@ class LayerCount:
     def flops(self) -> int:
         """What is multiplied: attention as a full rectangle of query rows and keys."""
         products = (
-            self.query_rows * self.query_size
-            + self.key_rows * self.key_size
+            self.query_heads * self.query_size // self.heads
+            + self.key_heads * self.key_size // self.shared_heads
             + self.query_rows * self.keys * self.pair_size
             + self.ffn_work * self.channel_size
         )
@@ -110,6 +119,7 @@ def count_layer(parts: LayerModules, plan: LayerPlan, state: SequenceState) -> L
     keys = state.keys()
     total = keys.order.shape[1]
     work = _ffn_work(parts, plan, ffn)
+    query_heads, key_heads = _head_work(parts, plan, queries, fresh)
     query_out, key_out = _outputs(parts.q_proj), _outputs(parts.k_proj)
     value_out = _outputs(parts.v_proj)
     width = _inputs(parts.q_proj)
@@ -120,17 +130,21 @@ def count_layer(parts: LayerModules, plan: LayerPlan, state: SequenceState) -> L
         rows=visual.numel(),
         keys=total,
         query_rows=int(queries.sum()),
+        query_heads=query_heads,
         key_rows=int(fresh.sum()),
+        key_heads=key_heads,
         visual_rows=int(visual.sum()),
         visual_query_rows=int((queries & visual).sum()),
         visual_key_rows=int((fresh & visual).sum()),
         visual_pairs=_visual_pairs(plan, state, queries & visual),
-        visual_heads=_visual_heads(plan, visual),
+        visual_heads=_visual_heads(plan, visual, heads),
         ffn_work=int(work.sum()),
         visual_ffn_work=int(work[visual].sum()),
         inject_flops=inject_flops,
         query_size=width * query_out + heads * value_size * width,
         key_size=width * (key_out + value_out),
+        heads=heads,
+        shared_heads=key_out // parts.head_dim,
         pair_size=heads * (terms * parts.head_dim + value_size),
         channel_size=3 * width,
         values_per_key=terms * key_out + value_out,
@@ -158,6 +172,20 @@ def _ffn_work(parts: LayerModules, plan: LayerPlan, ffn: Tensor) -> Tensor:
     return work
 
 
+def _head_work(
+    parts: LayerModules, plan: LayerPlan, queries: Tensor, fresh: Tensor
+) -> tuple[int, int]:
+    """Sums of query heads over query rows, and of key/value heads over rows with a new key."""
+    heads = _outputs(parts.q_proj) // parts.head_dim
+    shared = _outputs(parts.k_proj) // parts.head_dim
+    asked, made = heads * int(queries.sum()), shared * int(fresh.sum())
+    for cut in plan.row_heads:
+        read = int(cut.heads.view(shared, -1).any(dim=1).sum())
+        asked -= (heads - int(cut.heads.sum())) * int((queries & cut.rows).sum())
+        made -= (shared - read) * int((fresh & cut.rows).sum())
+    return asked, made
+
+
 def _visual_pairs(plan: LayerPlan, state: SequenceState, queries: Tensor) -> int:
     """Pairs of visual rows and keys that may attend; averaged where heads differ."""
     keys = state.keys()
@@ -171,9 +199,13 @@ def _visual_pairs(plan: LayerPlan, state: SequenceState, queries: Tensor) -> int
     return int(narrowed.sum()) // narrowed.shape[1]
 
 
-def _visual_heads(plan: LayerPlan, visual: Tensor) -> float:
-    if plan.head_out_keep is None or not bool(visual.any()):
+def _visual_heads(plan: LayerPlan, visual: Tensor, heads: int) -> float:
+    if not bool(visual.any()):
         return 1.0
-    keep = (plan.head_out_keep != 0).expand(visual.shape[0], -1, visual.shape[1])
+    keep = torch.ones(visual.shape[0], heads, visual.shape[1], dtype=torch.bool)
+    if plan.head_out_keep is not None:
+        keep = keep & (plan.head_out_keep != 0)
+    for cut in plan.row_heads:
+        keep = keep & (cut.heads[None, :, None] | ~cut.rows[:, None])
     kept = keep.transpose(1, 2)[visual]  # (rows, heads)
     return float(kept.float().mean())

@@ -14,6 +14,7 @@ from vistoken.models.decoder.plan import (
     Inject,
     LayerPlan,
     Rotary,
+    RowHeads,
     ScoreRequest,
 )
 
@@ -28,8 +29,8 @@ def merge_plans(plans: Iterable[LayerPlan]) -> LayerPlan:
         One plan, by the rules of :class:`~vistoken.models.decoder.plan.LayerPlan`.
 
     Raises:
-        UsageError: If two plans inject into the same row, cut the FFN of the same row, ask for
-            scores under one name, or both replace the rotary tables.
+        UsageError: If two plans inject into the same row, cut heads or the FFN of the same row, ask
+            for scores under one name, or both replace the rotary tables.
     """
     merged = STOCK_LAYER
     for plan in plans:
@@ -49,6 +50,7 @@ def _merge_two(first: LayerPlan, second: LayerPlan) -> LayerPlan:
         inject=_joined_injections(first.inject + second.inject),
         head_value_keep=_join(first.head_value_keep, second.head_value_keep, Tensor.__mul__),
         head_out_keep=_join(first.head_out_keep, second.head_out_keep, Tensor.__mul__),
+        row_heads=_joined_heads(first.row_heads + second.row_heads),
         ffn_channels=_joined_channels(first.ffn_channels + second.ffn_channels),
         position_embeddings=_one_rotary(first.position_embeddings, second.position_embeddings),
         cache_write=_join(first.cache_write, second.cache_write, Tensor.__and__),
@@ -77,6 +79,16 @@ def _joined_injections(parts: tuple[Inject, ...]) -> tuple[Inject, ...]:
         if bool((one.rows & other.rows).any()):
             raise UsageError(
                 "two decoder mechanisms inject keys and values into the same rows; use one of them."
+            )
+    return parts
+
+
+def _joined_heads(parts: tuple[RowHeads, ...]) -> tuple[RowHeads, ...]:
+    for one, other in combinations(parts, 2):
+        if bool((one.rows & other.rows).any()):
+            raise UsageError(
+                "two entries of row_heads cut the heads of the same rows; use one of the "
+                "mechanisms, or let their rows differ."
             )
     return parts
 

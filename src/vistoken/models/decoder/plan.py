@@ -58,6 +58,23 @@ class FfnChannels:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class RowHeads:
+    """Rows that compute in some heads only.
+
+    Their queries and outputs are worked out for these heads, their keys and values for the
+    key/value heads that any of these heads reads. What is left out is 0, keys included: whoever
+    cuts heads hides those keys from other rows with ``mask``.
+
+    Args:
+        rows (Tensor): (B, n) bool.
+        heads (Tensor): (H,) bool, query heads that are kept.
+    """
+
+    rows: Tensor
+    heads: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Rotary:
     """Rotary tables of one layer in place of the model's own.
 
@@ -108,8 +125,8 @@ class LayerPlan:
 
     Merging plans of several mechanisms: ``mask`` AND, ``mask_or`` OR, ``key_bias`` adds,
     ``query_rows``, ``ffn_rows`` and ``cache_write`` AND, keeps multiply, ``inject``,
-    ``ffn_channels`` and ``need_scores`` are joined (overlapping rows or equal names are a
-    UsageError), two ``position_embeddings`` are a UsageError.
+    ``row_heads``, ``ffn_channels`` and ``need_scores`` are joined (overlapping rows or equal names
+    are a UsageError), two ``position_embeddings`` are a UsageError.
 
     Args:
         mask (Tensor | None): (B, H, n, k) bool, True where attention stays allowed; can only
@@ -125,6 +142,7 @@ class LayerPlan:
         head_value_keep (Tensor | None): (B, H, k), multiplies the values of each query head.
         head_out_keep (Tensor | None): (B, H, n), multiplies the heads' outputs before the output
             projection.
+        row_heads: Rows whose projections are computed for some heads only; no row twice.
         ffn_channels: Rows that use only the first channels of the FFN.
         position_embeddings: Rotary tables of this layer.
         cache_write (Tensor | None): (B, n) bool, rows whose keys and values are kept for later
@@ -140,6 +158,7 @@ class LayerPlan:
     inject: tuple[Inject, ...] = ()
     head_value_keep: Tensor | None = None
     head_out_keep: Tensor | None = None
+    row_heads: tuple[RowHeads, ...] = ()
     ffn_channels: tuple[FfnChannels, ...] = ()
     position_embeddings: Rotary | None = None
     cache_write: Tensor | None = None
@@ -166,6 +185,7 @@ class LayerPlan:
             or self.inject
             or self.head_value_keep is not None
             or self.head_out_keep is not None
+            or self.row_heads
             or self.ffn_channels
             or self.position_embeddings is not None
             or self.need_scores

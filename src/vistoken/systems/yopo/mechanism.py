@@ -16,6 +16,7 @@ from vistoken.models.decoder import (
     FfnChannels,
     LayerPlan,
     MechanismContext,
+    RowHeads,
     SequenceState,
     drop_rows,
     refuse_split_media,
@@ -91,13 +92,16 @@ class Yopo(BaseMechanism):
         rows, asks = self._visual(state, state.table)
         mask, mask_or = self._window(state, rows, seen) if asks else (None, None)
         keep = self._kept_heads(layer, rows.device)
+        row_heads: tuple[RowHeads, ...] = ()
         if keep is not None and self.config.mode == "drop":
             mask = _and(mask, _dead_heads(keep, rows, seen))
+            row_heads = (RowHeads(rows, keep),) if asks else ()
         plan = LayerPlan(
             mask=mask,
             mask_or=mask_or,
             head_value_keep=self._value_keep(layer, keep, seen, state.hidden.dtype),
             head_out_keep=self._out_keep(keep, rows, state.hidden.dtype) if asks else None,
+            row_heads=row_heads,
             ffn_channels=self._ffn(rows) if asks else (),
         )
         return STOCK_LAYER if plan.is_trivial else plan
@@ -162,8 +166,8 @@ class Yopo(BaseMechanism):
         return (keep[None, :, None] | ~seen[:, None, :]).to(dtype)
 
     def _out_keep(self, keep: Tensor | None, rows: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Factors (B, H, n) on the outputs of visual rows."""
-        if keep is None or self.config.mode == "training_free":
+        """Factors (B, H, n) on the outputs of visual rows; in mode drop they are not computed."""
+        if keep is None or self.config.mode != "exact":
             return None
         return (keep[None, :, None] | ~rows[:, None, :]).to(dtype)
 
