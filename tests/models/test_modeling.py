@@ -23,6 +23,7 @@ from vistoken.models import VistokenConfig, VistokenForConditionalGeneration
 from vistoken.models.build import build
 from vistoken.models.checkpoint import save_full
 from vistoken.models.images import open_image
+from vistoken.models.pipeline import TokenPlan
 from vistoken.models.recipe import load_recipe, parse_recipe
 
 
@@ -180,6 +181,16 @@ def test_encoded_images_can_be_reused(pico, picture):
     assert torch.equal(direct, reused)
     with pytest.raises(ValueError, match="not both"):
         model(**batch, mm_encoder_outputs={"image": features})
+
+
+def test_what_inference_left_in_the_cache_can_be_trained_on(pico):
+    _, processor = pico
+    plan = TokenPlan(processor.image_processor.plan.spec)
+    table = processor.image_processor.view_table(64, 96)
+    with torch.inference_mode():
+        plan.arrange(table)
+    assert not plan.arrange(table).order.is_inference()
+    assert not plan.arrange(table).token_map.is_inference()
 
 
 def test_cached_tower_features_replace_pixels(pico, picture):

@@ -264,8 +264,10 @@ class TokenPlan:
         known = self._cache.get(key)
         if known is not None:
             return known
-        maps = self.view_maps(view_table)
-        order, token_map = self.layout.arrange(self.layout_config, view_table, maps)
+        # what is kept for later calls must not be good for inference alone
+        with torch.inference_mode(False):
+            maps = self.view_maps(view_table)
+            order, token_map = self.layout.arrange(self.layout_config, view_table, maps)
         counts = tuple(len(view_map.tokens) for view_map in maps)
         arrangement = Arrangement(order, token_map, counts)
         self._cache[key] = arrangement

@@ -64,7 +64,7 @@ class LeftOutLog:
     @property
     def validation_counts(self) -> dict[str, int]:
         """Samples and rounds that validation lacks, by reason; empty before the first one."""
-        return dict(self._validation or {})
+        return {str(reason): count for reason, count in (self._validation or {}).items()}
 
     def begin(self) -> None:
         """Start the stage, unless :meth:`load` did: its first lines are the rows no file gives."""
