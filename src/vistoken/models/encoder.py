@@ -92,7 +92,9 @@ def encode_views(
         device = next(module.parameters()).device
         for members in groups.values():
             batch = torch.stack([pixel_values[row] for row in members]).to(device, dtype)
-            prefix, fused = tower_features(module, batch, layer, spec.stride)
+            # with checkpointing, a frozen tower's embeddings would ask for gradients
+            with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(module, batch)):
+                prefix, fused = tower_features(module, batch, layer, spec.stride)
             for member, tokens, feature_map in zip(members, prefix, fused, strict=True):
                 maps[member] = feature_map
                 prefixes[member] = tokens[: spec.kept_prefix]
@@ -100,6 +102,10 @@ def encode_views(
     partners = anchor_partners(view_table, len(towers))
     features = [tuple(maps[row] for row in partners[anchor]) for anchor in anchors]
     return features, [prefixes[anchor] for anchor in anchors]
+
+
+def _learns(module: nn.Module, pixels: Tensor) -> bool:
+    return pixels.requires_grad or any(p.requires_grad for p in module.parameters())
 
 
 def anchor_partners(view_table: Tensor, towers: int) -> dict[int, list[int]]:
