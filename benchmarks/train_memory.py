@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ import torch
 from paired import machine, write
 from PIL import Image
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from vistoken.core.objectives import Clock
 from vistoken.models.build import build, load_tokenizer
@@ -34,6 +31,7 @@ from vistoken.train.encoders import PixelEncoder
 from vistoken.train.examples import Example
 from vistoken.train.groups import apply_groups, optimizer_groups
 from vistoken.train.memory import predict_memory, saved_bytes
+from vistoken.train.memory_probe import Held
 from vistoken.train.metrics import Meter
 from vistoken.train.microbatch import TrainBatch
 from vistoken.train.objectives import find_objective
@@ -53,37 +51,6 @@ MODES: dict[str, dict[str, Any]] = {
     "alignment": {"groups": {"connector": _FULL}, "objective": "name-alignment"},
 }
 _TOLD = "what is in the picture and where does it lie "
-
-
-class Held(TorchDispatchMode):
-    """Bytes of all storages that operators made inside and that are still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive: dict[int, Any] = {}
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run an operator and see what it gives."""
-        made = function(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self.see, made)
-        return made
-
-    def see(self, tensor: Tensor) -> Tensor:
-        """Count a tensor's storage until it goes away."""
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._alive:
-            self._alive[key] = weakref.ref(storage, lambda _: self._gone(key, size))
-            self.now += size
-            self.peak = max(self.peak, self.now)
-        return tensor
-
-    def _gone(self, key: int, size: int) -> None:
-        del self._alive[key]
-        self.now -= size
 
 
 def random_recipe(size: str, folder: Path) -> Recipe:
@@ -178,19 +145,20 @@ def measure(recipe: Recipe, mode: str, examples: list[Example]) -> dict[str, Any
         bf16=False,
         length=length,
         supervised=supervised,
+        words=None if names is None else len(names.words),
     )
     measured = {
         "weights": _size(list(model.parameters())),
         "gradients": gradients,
         "optimizer": _size(moments),
-        "activations_and_loss": saved,
+        "saved": saved,
         "total": held.peak,
     }
     foreseen = {
         "weights": predicted.weights,
         "gradients": predicted.gradients,
         "optimizer": predicted.optimizer,
-        "activations_and_loss": predicted.activations + predicted.loss,
+        "saved": predicted.activations + predicted.loss,
         "total": predicted.total,
     }
     return {

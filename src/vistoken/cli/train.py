@@ -161,7 +161,7 @@ def _show_plan(plan: StagePlan) -> None:
         "weights": memory.weights,
         "gradients": memory.gradients,
         "optimiser": memory.optimizer,
-        "activations": memory.activations + memory.loss,
+        "working": memory.working,
     }
     parts = ", ".join(f"{name} {size / 2**30:,.2f}" for name, size in sizes.items())
     say(f"memory on each device, {memory.total / 2**30:,.2f} GiB in all:")

@@ -3,8 +3,9 @@
 Weights, gradients and optimiser state are counted. Activations are those that the backward pass
 reads again: the forward pass of one micro-batch runs on the meta device and every tensor that
 autograd saves is added up, once per storage. Only what an objective runs is run: towers where they
-are trained, the language model where its loss needs it. Left out are the workspace of kernels,
-fragments of the allocator and the runtime's own share.
+are trained, the language model where its loss needs it. Of what is not there at one time (logits, a
+layer that is computed again, towers at work) the largest counts. Left out are the workspace of
+kernels, fragments of the allocator and the runtime's own share.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from vistoken.train.memory_probe import BatchShape, count_activations, saved_byt
 from vistoken.train.objectives import find_objective
 from vistoken.train.settings import StageConfig
 
-__all__ = ["Sharding", "StageMemory", "predict_memory", "saved_bytes"]
+__all__ = ["ASSUMED_WORDS", "Sharding", "StageMemory", "predict_memory", "saved_bytes"]
 
 Sharding = Literal["none", "zero2", "zero3", "fsdp2"]
 
 _FLOAT32 = 4
 _ADAM = 2 * _FLOAT32  # two moments
-_WORDS = 512  # that an alignment chooses from: about what the packaged scenes name
+ASSUMED_WORDS = 512
+"""What an alignment chooses from where no scenes were read; packaged ones name about as many."""
 # of each weight, scales included: one per row; one float32 in eight bits per 64, and their own
 _QUANTIZED = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 
@@ -44,13 +46,15 @@ class StageMemory:
         weights: Of all parts, in the types they are kept in.
         gradients: Of what is trained, in float32.
         optimizer: AdamW's two moments of what is trained, in float32.
-        activations: Saved for the backward pass; with checkpointing, the layers' inputs and one
-            layer's own.
+        activations: Saved for the backward pass; with checkpointing, the layers' inputs.
         loss: Logits and what their gradient needs, one slice of positions at a time.
+        recomputed: What one layer saves while checkpointing computes it again.
+        encoding: The most that frozen towers hold while they run.
         sequence: Tokens of a sample that this was computed for; without the language model those
             of its picture.
         visual_tokens: Visual tokens among them.
         samples: Samples of a micro-batch.
+        words: Words that an alignment chooses from; None where the language model runs.
     """
 
     stage: str
@@ -59,14 +63,23 @@ class StageMemory:
     optimizer: int
     activations: int
     loss: int
+    recomputed: int
+    encoding: int
     sequence: int
     visual_tokens: int
     samples: int
+    words: int | None
+
+    @property
+    def working(self) -> int:
+        """What the fullest moment of a step adds to weights, gradients and optimiser state."""
+        learning = self.activations + max(self.loss, self.recomputed)
+        return max(learning, self.encoding - self.gradients)  # no gradients while towers run
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.loss
+        """Weights, gradients, optimiser state and :attr:`working`."""
+        return self.weights + self.gradients + self.optimizer + self.working
 
 
 def predict_memory(
@@ -79,6 +92,8 @@ def predict_memory(
     supervised: int | None = None,
     samples: int | None = None,
     image_size: tuple[int, int] | None = None,
+    words: int | None = None,
+    cached: bool = False,
     devices: int = 1,
     sharding: Sharding = "none",
 ) -> StageMemory:
@@ -95,6 +110,8 @@ def predict_memory(
         supervised: Supervised tokens of every sample; all its text when None.
         samples: Samples of a micro-batch; ``stage.images_per_step`` when None.
         image_size: (height, width) of each sample's picture; the tower's nominal one when None.
+        words: Words that an alignment chooses from; :data:`ASSUMED_WORDS` when None.
+        cached: Frozen towers' features are read from the disk.
         devices: Number of devices.
         sharding: What is divided among them: nothing, gradients and optimiser state (``zero2``),
             or the weights too.
@@ -120,20 +137,24 @@ def predict_memory(
         samples or stage.images_per_step, length, visual, min(supervised or text, text)
     )
     weights, trained, matrices = _weights(model, stage, bf16)
-    activations = count_activations(model, stage, table, shape, bf16)
+    counted = count_activations(model, stage, table, shape, bf16, cached)
     # autocast keeps a copy of every trained matrix in its own type
-    activations += 2 * matrices if bf16 else 0
-    loss = _loss(model, shape, bf16) if runs_language else _alignment_loss(model, shape)
+    copies = 2 * matrices if bf16 else 0
+    words = None if runs_language else words or ASSUMED_WORDS
+    loss = _loss(model, shape, bf16) if words is None else _alignment_loss(model, shape, words)
     return StageMemory(
         stage=stage.name,
         weights=-(-weights // (devices if sharding in ("zero3", "fsdp2") else 1)),
         gradients=-(-trained * _FLOAT32 // (1 if sharding == "none" else devices)),
         optimizer=-(-trained * _ADAM // (1 if sharding == "none" else devices)),
-        activations=activations,
+        activations=counted.saved + copies,
         loss=loss,
+        recomputed=counted.recomputed,
+        encoding=counted.encoding,
         sequence=length,
         visual_tokens=visual,
         samples=shape.samples,
+        words=words,
     )
 
 
@@ -177,8 +198,8 @@ def _loss(model: VistokenForConditionalGeneration, shape: BatchShape, bf16: bool
     return rows * vocabulary * copies
 
 
-def _alignment_loss(model: VistokenForConditionalGeneration, shape: BatchShape) -> int:
+def _alignment_loss(model: VistokenForConditionalGeneration, shape: BatchShape, words: int) -> int:
     """Tokens centred, normalised and their gradients; cosines, their logarithms and gradients."""
     tokens = shape.samples * shape.visual
     width = int(model.config.text_config.hidden_size)
-    return 3 * _FLOAT32 * tokens * (width + _WORDS)
+    return 3 * _FLOAT32 * tokens * (width + words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -31,14 +34,30 @@ class BatchShape:
     supervised: int
 
 
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one micro-batch.
+
+    Attributes:
+        saved: What autograd keeps until the backward pass.
+        recomputed: What one layer keeps while it is computed again; 0 without checkpointing.
+        encoding: Most that frozen towers hold while they run, before anything else is there.
+    """
+
+    saved: int
+    recomputed: int
+    encoding: int
+
+
 def count_activations(
     model: VistokenForConditionalGeneration,
     stage: StageConfig,
     table: Tensor,
     shape: BatchShape,
     bf16: bool,
-) -> int:
-    """Bytes that autograd saves in a forward pass of one micro-batch.
+    cached: bool,
+) -> Activations:
+    """What a forward pass of one micro-batch takes.
 
     Args:
         model: The model on the meta device, its parts already frozen or not.
@@ -46,41 +65,52 @@ def count_activations(
         table (Tensor): (V, K) int64, views of one picture.
         shape: The micro-batch.
         bf16: The arithmetic is in bfloat16.
+        cached: Frozen towers' features are read from the disk.
     """
     model.to(torch.bfloat16 if bf16 else torch.float32)
     model.train()
     saved = _Saved(model)
     maps = _maps(model, table)
-    towers = 0
+    encoding = 0
+    parts: list[tuple[int, int]] = []  # saved and recomputed
     with _probed(model):
         if stage.group("vision").train != "frozen":
             with saved:
                 encoded = _encode(model, table, shape.samples)
-            towers = _kept(saved.take(), _tower_layers(model), stage.checkpointing, encoded)
+            parts.append(
+                _kept(saved.take(), _tower_layers(model), stage.checkpointing, encoded, full=True)
+            )
+        elif not cached:
+            with Held() as held, torch.no_grad():
+                _encode(model, table, shape.samples)
+            encoding = held.peak
         with saved:
             features = model.get_image_features(
                 tower_features=maps * shape.samples,
                 view_table=torch.cat([table] * shape.samples),
             )
-        connector = saved.take()
-        if not find_objective(stage.objective).runs_language_model:
-            return towers + connector
-        with saved:
-            embeddings = _embed(model, list(features.pooler_output), shape)
-        connector += saved.take()
-        with saved:
-            states = _decode(model, embeddings, shape)
-    if not states.requires_grad and not towers:
-        return 0
-    layers = int(model.config.text_config.num_hidden_layers)
-    return towers + connector + _kept(saved.take(), layers, stage.checkpointing, embeddings)
+        parts.append((saved.take(), 0))
+        if find_objective(stage.objective).runs_language_model:
+            with saved:
+                embeddings = _embed(model, list(features.pooler_output), shape)
+            parts.append((saved.take(), 0))
+            with saved:
+                _decode(model, embeddings, shape)
+            layers = int(model.config.text_config.num_hidden_layers)
+            full = stage.group("language").train == "full"
+            parts.append(_kept(saved.take(), layers, stage.checkpointing, embeddings, full))
+    return Activations(sum(kept for kept, _ in parts), max(again for _, again in parts), encoding)
 
 
-def _kept(saved: int, layers: int, checkpointing: bool, states: Tensor) -> int:
-    """What layers keep for the backward pass; with checkpointing their inputs and one's own."""
-    if not checkpointing or not layers:
-        return saved
-    return layers * states.numel() * states.element_size() + saved // layers
+def _kept(
+    saved: int, layers: int, checkpointing: bool, states: Tensor, full: bool
+) -> tuple[int, int]:
+    """What layers keep for the backward pass, and with checkpointing one's own beside it."""
+    if not checkpointing or not layers or not saved:
+        return saved, 0
+    # every layer's input; the last norm's, and with its own gradient what it makes of that
+    states_kept = layers + (2 if full else 1)
+    return states_kept * states.numel() * states.element_size(), saved // layers
 
 
 def _tower_layers(model: VistokenForConditionalGeneration) -> int:
@@ -153,6 +183,42 @@ def _decode(
     )
     hidden: Tensor = outputs.last_hidden_state
     return hidden
+
+
+class Held(TorchDispatchMode):
+    """Bytes of all storages that operators made inside and that are still alive.
+
+    Attributes:
+        now: Bytes at this moment.
+        peak: The most there were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, Any] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operator and see what it gives."""
+        made = function(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.see, made)
+        return made
+
+    def see(self, tensor: Tensor) -> Tensor:
+        """Count a tensor's storage until it goes away."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._alive:
+            self._alive[key] = weakref.ref(storage, lambda _: self._gone(key, size))
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        return tensor
+
+    def _gone(self, key: int, size: int) -> None:
+        del self._alive[key]
+        self.now -= size
 
 
 class _Saved:

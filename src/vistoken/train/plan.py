@@ -10,7 +10,9 @@ import torch.distributed as dist
 
 from vistoken.data.bad_samples import BadSamples
 from vistoken.models.cost import empty_model
+from vistoken.train.alignment import vocabulary
 from vistoken.train.encoders import PixelEncoder
+from vistoken.train.examples import ScenePicture
 from vistoken.train.feeds import FEEDS
 from vistoken.train.memory import StageMemory, predict_memory
 from vistoken.train.objectives import find_objective
@@ -62,6 +64,8 @@ def plan_stage(run: OpenRun, stage: StageConfig, data: StageData) -> StagePlan:
         length=length,
         supervised=supervised,
         samples=rows,
+        words=_words(stage, data),
+        cached=run.cache is not None,
         devices=devices,
     )
     return StagePlan(
@@ -78,6 +82,14 @@ def count_steps(stage: StageConfig, samples: int, devices: int = 1) -> int:
         return stage.steps
     batches = math.ceil(samples / (stage.images_per_step * devices))
     return math.ceil((stage.epochs or 1.0) * math.ceil(batches / stage.accumulate))
+
+
+def _words(stage: StageConfig, data: StageData) -> int | None:
+    """Words of a stage's annotations; None where it learns from something else."""
+    if find_objective(stage.objective).rows != "scenes":
+        return None
+    pictures: list[ScenePicture] = [*data.items, *data.named]
+    return len(vocabulary([picture.scene for picture in pictures]))
 
 
 def _longest_batch(run: OpenRun, stage: StageConfig, data: StageData) -> PackedBatch | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 _SHARDINGS = ("none", "zero2", "zero3", "fsdp2")
 _GIB = 1 << 30
-_COLUMNS = ("weights", "gradients", "optimizer", "activations", "loss", "total")
+_COLUMNS = ("weights", "gradients", "optimizer", "working", "total")
 
 
 def memory(
@@ -50,7 +51,8 @@ def memory(
     quieten()
     run = choose_run(config, Given(from_scratch=from_scratch), overrides or [], needs_data=False)
     number = precision if run.precision == "auto" else run.precision
-    stages = _predict(run, number == "bfloat16", length, supervised, devices, sharding)
+    words = _words(run)
+    stages = _predict(run, words, number == "bfloat16", length, supervised, devices, sharding)
     if as_json:
         say_json(
             {
@@ -58,7 +60,10 @@ def memory(
                 "devices": devices,
                 "sharding": sharding,
                 "precision": number,
-                "stages": [{**asdict(stage), "total": stage.total} for stage in stages],
+                "stages": [
+                    {**asdict(stage), "working": stage.working, "total": stage.total}
+                    for stage in stages
+                ],
             }
         )
         return
@@ -74,14 +79,33 @@ def memory(
     )
     for stage in stages:
         say(
-            f"{stage.stage}: {stage.samples} samples of {stage.sequence} tokens at a time, "
-            f"{stage.visual_tokens} of them visual"
+            f"{stage.stage}: {stage.samples:,} x {stage.sequence:,} tokens at a time, "
+            f"{stage.visual_tokens:,} of them a picture's"
         )
-    say("without the workspace of kernels and the runtime's own share")
+        if stage.words is not None:
+            read = words.get(stage.stage)
+            say(f"{stage.stage}: {stage.words:,} words {'of its scenes' if read else 'assumed'}")
+    say("working: activations, logits, towers at work; at the fullest moment of a step")
+    say("left out: the workspace of kernels and the runtime's own share")
+
+
+def _words(run: RunConfig) -> dict[str, int]:
+    """Words of the stages whose scenes can be read."""
+    from vistoken.train.alignment import read_scenes, scenes_file, vocabulary
+    from vistoken.train.objectives import find_objective
+    from vistoken.train.stage_data import stage_files
+
+    words = {}
+    for stage in run.stages:
+        files = [scenes_file(path) for path in stage_files(run, stage)[0]]
+        if find_objective(stage.objective).rows == "scenes" and all(map(Path.is_file, files)):
+            words[stage.name] = len(vocabulary([s for path in files for s in read_scenes(path)]))
+    return words
 
 
 def _predict(
     run: RunConfig,
+    words: dict[str, int],
     bf16: bool,
     length: int | None,
     supervised: int | None,
@@ -102,6 +126,8 @@ def _predict(
             bf16=bf16,
             length=length,
             supervised=supervised,
+            words=words.get(stage.name),
+            cached=run.cache is not None,
             devices=devices,
             sharding=sharding,
         )
