@@ -283,3 +283,20 @@ def test_other_language_models_are_refused_when_built() -> None:
     config.model_type = "gemma2"
     with pytest.raises(UsageError, match="do not support the language model family 'gemma2'"):
         build_stack(["toy"], MechanismContext(config, 8))
+
+
+@pytest.mark.parametrize("mechanism", ["toy", "half"])
+def test_a_text_map_changes_no_answer(mechanism: str, picture: Any) -> None:
+    model, processor = make(mechanism)
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
+    inputs = processor.apply_chat_template(
+        [message],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        return_text_map=True,
+        processor_kwargs={"images": [picture(40, 56)]},
+    )
+    plain = {key: value for key, value in inputs.items() if key != "text_map"}
+    assert torch.equal(model.generate(**inputs, **GREEDY), model.generate(**plain, **GREEDY))
