@@ -32,7 +32,6 @@ from vistoken.systems.saisa.config import SaisaConfig
 from vistoken.systems.saisa.mechanism import Saisa
 
 PATCHES, BATCH = 9, 128
-ASKED = PATCHES  # tokens 0..8 name labels, 9..17 name patches
 
 
 class HideLater(BaseMechanism):
@@ -45,45 +44,54 @@ class HideLater(BaseMechanism):
         """Mask visual keys."""
         if layer == 0:
             return STOCK_LAYER
-        return LayerPlan(mask=~state.visual[:, None, None, :].expand(-1, -1, PATCHES + 1, -1))
+        rows = state.visual.shape[1]
+        return LayerPlan(mask=~state.visual[:, None, None, :].expand(-1, -1, rows, -1))
 
 
 @dataclass
 class Toy:
-    """A tiny reader of pictures whose patches carry labels, each once."""
+    """A tiny reader of pictures whose patches carry labels, each once.
+
+    Tokens name the labels first, then the patches.
+    """
 
     layers: int
+    patches: int = PATCHES
     hide: bool = False
     width: int = 64
     rate: float = 3e-3
 
     def __post_init__(self) -> None:
+        tokens = 2 * self.patches
         config = LlamaConfig(
             hidden_size=self.width,
             intermediate_size=2 * self.width,
             num_hidden_layers=self.layers,
             num_attention_heads=4,
             num_key_value_heads=4,
-            vocab_size=2 * PATCHES,
+            vocab_size=tokens,
+            initializer_range=self.width**-0.5,  # 0.02 is meant for widths in the thousands
         )
         self.generator = torch.Generator().manual_seed(3)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             self.model = LlamaModel(config)
-            self.saisa = Saisa(SaisaConfig("independent"), MechanismContext(config, 2 * PATCHES))
-            self.head = nn.Linear(self.width, PATCHES)
+            self.saisa = Saisa(SaisaConfig("independent"), MechanismContext(config, tokens))
+            self.head = nn.Linear(self.width, self.patches)
         self.stack = MechanismStack([self.saisa, HideLater()] if self.hide else [self.saisa])
-        visual = TOKEN.make(PATCHES, kind=TokenKind.VISUAL, view=0)
+        visual = TOKEN.make(self.patches, kind=TokenKind.VISUAL, view=0)
         self.table = torch.cat([visual, TOKEN.make(1)])
 
     def logits(self, labels: Tensor, asked: Tensor) -> Tensor:
-        """Answers (B, 9) about pictures of labels (B, 9) for questions (B,)."""
-        place = torch.eye(PATCHES).expand(len(labels), -1, -1)
-        features = torch.cat([F.one_hot(labels, PATCHES).float(), place], dim=-1)
+        """Answers (B, patches) about pictures (B, patches) for questions (B,)."""
+        place = torch.eye(self.patches).expand(len(labels), -1, -1)
+        features = torch.cat([F.one_hot(labels, self.patches).float(), place], dim=-1)
+        # Mean square one, as an encoder's: the projectors' biases would drown bare one-hots.
+        features = features * self.patches**0.5
         table = self.table.repeat(len(labels), 1, 1)
-        media = torch.arange(len(labels))[:, None].expand(-1, PATCHES)
-        table[:, :PATCHES] = TOKEN.set(table[:, :PATCHES], media=media)
-        slots = torch.zeros(len(labels), PATCHES, dtype=torch.int64)
+        media = torch.arange(len(labels))[:, None].expand(-1, self.patches)
+        table[:, : self.patches] = TOKEN.set(table[:, : self.patches], media=media)
+        slots = torch.zeros(len(labels), self.patches, dtype=torch.int64)
         hidden = run_decoder(
             self.model,
             stack=self.stack,
@@ -96,19 +104,21 @@ class Toy:
 
     def draw(self, hops: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures, questions and answers."""
-        labels = torch.rand(count, PATCHES, generator=self.generator).argsort(-1)
-        places = torch.randint(0, PATCHES, (count, 1), generator=self.generator)
+        labels = torch.rand(count, self.patches, generator=self.generator).argsort(-1)
+        places = torch.randint(0, self.patches, (count, 1), generator=self.generator)
         if hops == 1:
-            return labels, ASKED + places[:, 0], labels.gather(1, places)[:, 0]
-        following = labels.gather(1, (places + 1) % PATCHES)[:, 0]
+            return labels, self.patches + places[:, 0], labels.gather(1, places)[:, 0]
+        following = labels.gather(1, (places + 1) % self.patches)[:, 0]
         return labels, labels.gather(1, places)[:, 0], following
 
     def train(self, hops: int, steps: int, batch: int = BATCH) -> float:
         """Share of right answers to new questions after training."""
         parts: list[nn.Module] = [self.model, self.saisa, self.head]
         weights = [p for part in parts for p in part.parameters()]
-        optimiser = torch.optim.AdamW(weights, lr=self.rate, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.rate, total_steps=steps)
+        optimiser = torch.optim.AdamW(weights, self.rate, betas=(0.9, 0.98), weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, self.rate, total_steps=steps, pct_start=0.05, cycle_momentum=False
+        )
         for _ in range(steps):
             labels, asked, answers = self.draw(hops, batch)
             loss = F.cross_entropy(self.logits(labels, asked), answers)
@@ -126,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
