@@ -59,7 +59,7 @@ FAULTY = [
     ({"id": "role", "messages": [user(text("a")), {"role": "bot", "content": "b"}]}, ["role"]),
     ({"id": "blank", "messages": [user(text("a")), answer(" ")]}, ["empty"]),
     ({"id": "mute", "messages": [user(text("a"))]}, ["unsupervised"]),
-    ({"id": "part", "messages": [user({"type": "video"}), answer()]}, ["schema"]),
+    ({"id": "part", "messages": [user({"type": "audio"}), answer()]}, ["schema"]),
     (
         {
             "id": "many",

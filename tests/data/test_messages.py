@@ -77,14 +77,14 @@ def test_further_keys_of_a_part_are_kept():
         ([user(text(3))], r"message 1 \(user\), part 1 \(text\): 'text' must be a text, not 3"),
         ([user({"type": "image"})], r"part 1 \(image\): 'path' must be a text, not None"),
         ([user({"type": "image", "path": ""})], "'path' must be a text"),
-        ([user({"type": "video"})], "part 1: 'type' must be 'image' or 'text', not 'video'"),
+        ([user({"type": "audio"})], "part 1: 'type' must be 'text', .* not 'audio'"),
         ([user("Hi")], "part 1: 'type' must be"),
         ([{"role": "user", "content": None}], "'content' must be a text or a list"),
         ([user(text("<image>\nHi"))], "1 <image> marks in the text for 0 image parts"),
         ([user(IMAGE, text("<image><image>Hi"))], "2 <image> marks in the text for 1 image parts"),
         (
             [user(text("Hi")), {"role": "assistant", "content": [IMAGE]}],
-            r"message 2 \(assistant\): only a user message may hold images",
+            r"message 2 \(assistant\), part 1 \(image\): only a user message may hold images",
         ),
     ],
 )

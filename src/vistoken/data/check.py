@@ -11,6 +11,7 @@ from vistoken.core.errors import DataError, UsageError
 from vistoken.data.check_report import CheckReport, Fault
 from vistoken.data.forms import Form, form_of
 from vistoken.data.labels import IGNORE_LABEL, EncodedConversation, encode_conversation
+from vistoken.data.parts_of_message import video_places
 from vistoken.data.reading import open_rows
 from vistoken.data.rows import RowAt
 from vistoken.data.sampling import modality_length
@@ -23,6 +24,7 @@ from vistoken.data.schema import (
     name_sample,
 )
 from vistoken.models.images import open_image
+from vistoken.models.unread_parts import refuse_unread_parts
 
 __all__ = ["CheckReport", "Encode", "Fault", "ProcessorEncode", "Size", "check_file"]
 
@@ -149,6 +151,7 @@ class _Checker:
         for size in sizes:
             if isinstance(size, SampleFault):
                 faults.append(SampleFault(size.kind, f"{name}: {size}"))
+        self._find_videos(record, name, faults)
         if not any(message["role"] == "assistant" for message in messages) and well_formed:
             faults.append(
                 SampleFault(
@@ -161,8 +164,26 @@ class _Checker:
         if self.encode is None:
             self.report.lengths[abs(modality_length(messages))] += 1
             return
+        try:
+            refuse_unread_parts(messages, name)
+        except DataError as error:
+            faults.append(SampleFault("unread-part", str(error)))
+            return
         known = [size for size in sizes if not isinstance(size, SampleFault)]
         self._measure(self.encode(messages, known, name), name, faults)
+
+    def _find_videos(
+        self, record: Mapping[str, object], name: str, faults: list[SampleFault]
+    ) -> None:
+        for place, path in video_places(record.get("messages")):
+            if not is_picture_file(self.root / path):
+                faults.append(
+                    SampleFault(
+                        "video-missing",
+                        f"{name}, {place}: video {self.root / path} does not exist;"
+                        " check the image root",
+                    )
+                )
 
     def _measure(self, encoded: EncodedConversation, name: str, faults: list[SampleFault]) -> None:
         length = len(encoded.input_ids)

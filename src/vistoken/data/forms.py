@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from vistoken.core.errors import DataError, UsageError, did_you_mean
+from vistoken.data.parts_of_message import describe_part
 from vistoken.data.reading import Rows
-from vistoken.data.schema import Message, Report, Role, read_messages
+from vistoken.data.schema import Message, Report, Role, name_sample, read_messages
 from vistoken.data.turns import from_llava, from_sharegpt
 from vistoken.models.templates import IMAGE_MARK
 
@@ -106,7 +107,7 @@ def _write_schema(row: Mapping[str, object], where: str) -> dict[str, object]:
 
 def _write_llava(row: Mapping[str, object], where: str) -> dict[str, object]:
     """A system text has no turn in this form and becomes a key of the record."""
-    record, turns = _write_turns(row)
+    record, turns = _write_turns(row, where)
     for turn in turns:
         if turn["from"] == "system":
             record["system"] = turn["value"]
@@ -117,19 +118,20 @@ def _write_llava(row: Mapping[str, object], where: str) -> dict[str, object]:
 
 
 def _write_sharegpt(row: Mapping[str, object], where: str) -> dict[str, object]:
-    record, turns = _write_turns(row)
+    record, turns = _write_turns(row, where)
     if not record["images"]:
         del record["images"]
     return {**record, "conversations": turns}
 
 
 def _write_turns(
-    row: Mapping[str, object],
+    row: Mapping[str, object], where: str
 ) -> tuple[dict[str, object], list[dict[str, object]]]:
     record = {key: value for key, value in row.items() if key != "messages"}
     images: list[str] = []
     turns: list[dict[str, object]] = []
     for message in cast("list[Message]", row["messages"]):
+        _refuse_parts_without_a_place(message, name_sample(row, where))
         paths = [part["path"] for part in message["content"] if part["type"] == "image"]
         texts = [part["text"] for part in message["content"] if part["type"] == "text"]
         value = "\n".join([IMAGE_MARK] * len(paths) + texts)
@@ -138,6 +140,16 @@ def _write_turns(
         images += paths
     record["images"] = images
     return record, turns
+
+
+def _refuse_parts_without_a_place(message: Message, sample: str) -> None:
+    """A turn is a text and pictures; what else a message holds would be gone for its readers."""
+    for part in message["content"]:
+        if part["type"] in ("video", "box"):
+            raise DataError(
+                f"{sample}: this form has no place for a {part['type']} part"
+                f" ({describe_part(part)}); keep the sample in the form schema"
+            )
 
 
 _FORMS: dict[str, Form] = {

@@ -1,6 +1,7 @@
 """Conversations: the messages schema, and other training files read as it."""
 
 from vistoken.data.schema import (
+    BoxPart,
     FaultKind,
     ImagePart,
     Message,
@@ -9,6 +10,7 @@ from vistoken.data.schema import (
     Role,
     SampleFault,
     TextPart,
+    VideoPart,
     image_paths,
     is_picture_file,
     name_sample,
@@ -17,6 +19,7 @@ from vistoken.data.schema import (
 from vistoken.data.turns import from_llava, from_sharegpt
 
 __all__ = [
+    "BoxPart",
     "FaultKind",
     "ImagePart",
     "Message",
@@ -25,6 +28,7 @@ __all__ = [
     "Role",
     "SampleFault",
     "TextPart",
+    "VideoPart",
     "from_llava",
     "from_sharegpt",
     "image_paths",

@@ -11,6 +11,7 @@ from vistoken.data.released_templates import Turn
 from vistoken.data.schema import Message
 from vistoken.models.dialogue import Span
 from vistoken.models.templates import IMAGE_MARK
+from vistoken.models.unread_parts import refuse_unread_parts
 
 RELEASED_IMAGE_ID = -200
 """Stands for a picture in released ids; never a vocabulary id."""
@@ -55,8 +56,10 @@ def released_turns(messages: Sequence[Message], where: str = "conversation") -> 
         where: Names the sample in errors.
 
     Raises:
-        DataError: A system message, or several pictures in one turn: released code has neither.
+        DataError: A system message, several pictures in one turn, a video or a box: released code
+            has none of them.
     """
+    refuse_unread_parts(messages, where)
     turns: list[Turn] = []
     for number, message in enumerate(messages, start=1):
         place = f"{where}, message {number}"

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from vistoken.core.errors import DataError
 from vistoken.data.check import Encode, Size
 from vistoken.data.converting import write_whole
 from vistoken.data.forms import form_of
+from vistoken.data.parts_of_message import describe_part
 from vistoken.data.reading import open_rows
 from vistoken.data.runs import label_runs
 from vistoken.data.schema import Message, image_paths, name_sample, raise_fault
 from vistoken.models.images import open_image
+from vistoken.models.unread_parts import refuse_unread_parts
 
 _SHOWN_SIZE = 448
 _ROLES = ("template", "system", "user", "supervised")
@@ -36,6 +39,9 @@ article header, p { color: #777; font-size: 12px; }
 .template { color: #888; } .system { background: #eee3f7; } .user { background: #e3eefa; }
 .supervised { background: #c9efcf; font-weight: 600; } .visual { background: #fbe9b7; }
 """
+
+
+_Named = tuple[str, Sequence[float]]
 
 
 class Decode(Protocol):
@@ -136,7 +142,8 @@ def _figure(
     scenes: dict[str, dict[str, Any]],
     masks: MaskView | None,
 ) -> str:
-    pictures, sizes = [], []
+    pictures: list[str] = []
+    sizes: list[Size] = []
     for image in samples[0].images:
         picture = open_image(root / image, where=samples[0].name)
         sizes.append((picture.height, picture.width))
@@ -144,14 +151,15 @@ def _figure(
         stream = io.BytesIO()
         picture.save(stream, "JPEG", quality=85)
         link = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-        pictures.append(_picture(link, image, scenes.get(image)))
+        boxes = [box for sample in samples for box in _boxes(sample, len(pictures))]
+        pictures.append(_picture(link, image, sizes[-1], scenes.get(image), boxes))
     articles = "".join(_article(sample, sizes, masks) for sample in samples)
     return f"<figure>{''.join(pictures)}{articles}</figure>"
 
 
 def _article(sample: _Sample, sizes: Sequence[Size], masks: MaskView | None) -> str:
-    if masks is None:
-        share = ""
+    share = "" if masks is None else _unread(sample)
+    if masks is None or share:
         body = "\n".join(
             _span(_SPEAKERS[message["role"]], _words(message)) for message in sample.messages
         )
@@ -175,21 +183,41 @@ def _tokens(sample: _Sample, sizes: Sequence[Size], masks: MaskView) -> tuple[st
     return f"{len(encoded.input_ids)} tokens, {supervised} supervised", "".join(spans)
 
 
+def _unread(sample: _Sample) -> str:
+    """Why a sample has no tokens; empty where it has."""
+    try:
+        refuse_unread_parts(sample.messages)
+    except DataError as error:
+        return f"no tokens: {error}"
+    return ""
+
+
 def _words(message: Message) -> str:
-    return "\n".join(part["text"] for part in message["content"] if part["type"] == "text")
+    """What a message says besides its pictures, which stand above."""
+    return "\n".join(describe_part(part) for part in message["content"] if part["type"] != "image")
+
+
+def _boxes(sample: _Sample, picture: int) -> list[_Named]:
+    """Boxes of a sample on one of its pictures, each named by its sample."""
+    return [
+        (sample.name.rpartition(": ")[2], part["box"])
+        for message in sample.messages
+        for part in message["content"]
+        if part["type"] == "box" and part.get("image", 0) == picture
+    ]
 
 
 def _span(name: str, text: str) -> str:
     return f'<span class="{name}">{html.escape(text)}</span>'
 
 
-def _picture(link: str, image: str, scene: dict[str, Any] | None) -> str:
-    if scene is None:
+def _picture(
+    link: str, image: str, size: Size, scene: dict[str, Any] | None, boxes: list[_Named]
+) -> str:
+    if scene is None and not boxes:
         return f'<img src="{link}" alt="{html.escape(image)}">'
-    height, width = scene["size"]
-    named = [(thing["name"], thing["box"]) for thing in scene["objects"]]
-    if scene["text"] is not None:
-        named.append((json.dumps(scene["text"]["word"]), scene["text"]["box"]))
+    height, width = size
+    named = [*boxes, *(_things(scene) if scene is not None else [])]
     marks = "".join(
         f'<rect x="{left}" y="{top}" width="{right - left}" height="{bottom - top}"/>'
         f'<text x="{left + 3}" y="{top + 14}">{html.escape(name)}</text>'
@@ -199,3 +227,11 @@ def _picture(link: str, image: str, scene: dict[str, Any] | None) -> str:
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(image)}">'
         f'<image href="{link}" width="{width}" height="{height}"/>{marks}</svg>'
     )
+
+
+def _things(scene: dict[str, Any]) -> list[_Named]:
+    """What a scene's annotation names, and its boxes."""
+    named: list[_Named] = [(thing["name"], thing["box"]) for thing in scene["objects"]]
+    if scene["text"] is not None:
+        named.append((json.dumps(scene["text"]["word"]), scene["text"]["box"]))
+    return named

@@ -35,7 +35,7 @@ def modality_length(messages: Sequence[Message]) -> int:
             if part["type"] == "text":
                 words += len(part["text"].split())
             else:
-                pictures = True
+                pictures = pictures or part["type"] != "box"
                 # The released count is over the text, where the mark is a word of its own.
                 words += 1
     words = max(words, 1)

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from reprlib import repr as shorten
-from typing import Literal, TypedDict, cast
+from typing import TypedDict, cast
 
-from vistoken.core.errors import DataError, did_you_mean
+from vistoken.core.errors import did_you_mean
+from vistoken.data.faults import FaultKind, Report, SampleFault, raise_fault
+from vistoken.data.faults import schema_fault as _schema
+from vistoken.data.parts_of_message import (
+    BoxPart,
+    ImagePart,
+    Part,
+    Role,
+    TextPart,
+    VideoPart,
+    check_places,
+    read_parts,
+    without_marks,
+)
 from vistoken.models.templates import IMAGE_MARK
 
-Role = Literal["system", "user", "assistant"]
-FaultKind = Literal[
-    "json", "id", "schema", "role", "role-order", "empty", "placeholder",
-    "image-missing", "image-broken", "unsupervised", "too-long", "template",
-]  # fmt: skip
+__all__ = [
+    "BoxPart",
+    "FaultKind",
+    "ImagePart",
+    "Message",
+    "Part",
+    "Report",
+    "Role",
+    "SampleFault",
+    "TextPart",
+    "VideoPart",
+    "due_roles",
+    "image_paths",
+    "is_picture_file",
+    "name_sample",
+    "raise_fault",
+    "read_messages",
+]
 
 _ROLES: tuple[Role, ...] = ("system", "user", "assistant")
-
-
-class ImagePart(TypedDict):
-    """A picture, by its path relative to the image root."""
-
-    type: Literal["image"]
-    path: str
-
-
-class TextPart(TypedDict):
-    """A stretch of text."""
-
-    type: Literal["text"]
-    text: str
-
-
-Part = ImagePart | TextPart
 
 
 class Message(TypedDict):
@@ -41,32 +49,6 @@ class Message(TypedDict):
 
     role: Role
     content: list[Part]
-
-
-class SampleFault(DataError):
-    """One thing wrong with one sample.
-
-    Args:
-        kind: What sort of fault it is.
-        message: One sentence that names place, sample and fix.
-    """
-
-    def __init__(self, kind: FaultKind, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-Report = Callable[[SampleFault], None]
-"""Takes a fault: raises it, or keeps it and lets reading go on."""
-
-
-def raise_fault(fault: SampleFault) -> None:
-    """The report of a reader that stops at the first fault.
-
-    Raises:
-        SampleFault: Always.
-    """
-    raise fault
 
 
 def read_messages(
@@ -96,18 +78,23 @@ def read_messages(
         return []
     read: list[Message] = []
     before: Role | None = None
+    shown: int | None = 0
     for number, message in enumerate(cast("list[object]", messages), start=1):
         place = f"{sample}, message {number}"
         due = due_roles(before)
         if not isinstance(message, Mapping):
             report(_schema(f"{place}: must be an object with 'role' and 'content'"))
-            before = due[-1]
+            before, shown = due[-1], None
             continue
         fields = cast("Mapping[str, object]", message)
         before = _read_role(fields.get("role"), due, place, report)
-        content = _read_message(fields.get("content"), before, f"{place} ({before})", report)
-        if content is not None:
-            read.append({"role": before, "content": content})
+        content = _read_message(fields.get("content"), before, shown, f"{place} ({before})", report)
+        if content is None:
+            shown = None  # it may have held pictures
+            continue
+        read.append({"role": before, "content": content})
+        if shown is not None:
+            shown += sum(part["type"] == "image" for part in content)
     if before == "system":
         report(_schema(f"{sample}: there is only a system message; add a user message"))
     return read
@@ -177,19 +164,20 @@ def _read_role(role: object, due: tuple[Role, ...], place: str, report: Report) 
     return role
 
 
-def _read_message(content: object, role: Role, place: str, report: Report) -> list[Part] | None:
+def _read_message(
+    content: object, role: Role, shown: int | None, place: str, report: Report
+) -> list[Part] | None:
     """The parts of a message; None where a fault was reported."""
     try:
-        parts = _read_content(content, place)
+        parts = read_parts(content, place)
+        check_places(parts, role, shown, place)
     except SampleFault as fault:
         report(fault)
         return None
     images = sum(part["type"] == "image" for part in parts)
     text = "".join(part["text"] for part in parts if part["type"] == "text")
     marks = text.count(IMAGE_MARK)
-    if images and role != "user":
-        report(_schema(f"{place}: only a user message may hold images; move them there"))
-    elif marks not in (0, images):
+    if marks not in (0, images):
         report(
             SampleFault(
                 "placeholder",
@@ -199,12 +187,12 @@ def _read_message(content: object, role: Role, place: str, report: Report) -> li
         )
     elif not _is_text(text):
         report(_schema(f"{place}: the text holds half of a surrogate pair; write the whole one"))
-    elif not images and not text.strip():
+    elif not text.strip() and all(part["type"] == "text" for part in parts):
         report(
             SampleFault("empty", f"{place}: the text is empty; write it or leave the message out")
         )
     else:
-        return _without_marks(parts) if marks else parts
+        return without_marks(parts) if marks else parts
     return None
 
 
@@ -215,37 +203,3 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _read_content(content: object, place: str) -> list[Part]:
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    if not isinstance(content, list):
-        raise _schema(f"{place}: 'content' must be a text or a list of parts")
-    parts: list[Part] = []
-    for number, part in enumerate(cast("list[object]", content), start=1):
-        kind = cast("Mapping[str, object]", part).get("type") if isinstance(part, Mapping) else None
-        if kind not in ("image", "text"):
-            raise _schema(f"{place}, part {number}: 'type' must be 'image' or 'text', not {kind!r}")
-        key = "path" if kind == "image" else "text"
-        value = cast("Mapping[str, object]", part).get(key)
-        if not isinstance(value, str) or (kind == "image" and not value):
-            got = shorten(value)
-            raise _schema(f"{place}, part {number} ({kind}): {key!r} must be a text, not {got}")
-        # Further keys of a part (a box, say) belong to the systems that read them.
-        parts.append(cast("Part", dict(cast("Mapping[str, object]", part))))
-    return parts
-
-
-def _without_marks(content: Sequence[Part]) -> list[Part]:
-    kept: list[Part] = []
-    for part in content:
-        if part["type"] == "image":
-            kept.append(part)
-        elif text := part["text"].replace(IMAGE_MARK, "").strip():
-            kept.append({"type": "text", "text": text})
-    return kept
-
-
-def _schema(message: str) -> SampleFault:
-    return SampleFault("schema", message)

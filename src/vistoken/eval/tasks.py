@@ -11,6 +11,7 @@ from typing import Any
 from vistoken.core.errors import DataError
 from vistoken.data.messages import from_llava, image_paths, name_sample, read_messages
 from vistoken.data.reading import open_rows
+from vistoken.models.unread_parts import refuse_unread_parts
 from vistoken.train.examples import Example
 
 NO_KIND = "question"
@@ -122,6 +123,7 @@ def _rows(path: Path) -> list[tuple[str, str, list[Any], str]]:
         if "conversations" in row:
             row = from_llava(row, where)
         messages = read_messages(row, where)
+        refuse_unread_parts(messages, name_sample(row, where))
         if messages[-1]["role"] != "assistant":
             raise DataError(
                 f"{name_sample(row, where)}: the last message must be the right answer (assistant)"

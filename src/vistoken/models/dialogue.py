@@ -18,6 +18,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from vistoken.core.errors import DataError, UsageError
 from vistoken.core.tables import TextRole
+from vistoken.models.unread_parts import refuse_unread_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,8 +83,9 @@ def render_dialogue(
 
     Raises:
         UsageError: The template has no generation block or changes the texts it is given.
-        DataError: The template refuses the messages.
+        DataError: The template refuses the messages, or they hold videos or boxes.
     """
+    refuse_unread_parts(messages, where)
     if not tells_answers(template):
         raise UsageError(
             "the chat template has no {% generation %} block, so nothing says what to supervise;"

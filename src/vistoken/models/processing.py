@@ -14,6 +14,7 @@ from vistoken.core.errors import DataError, UsageError
 from vistoken.models.dialogue import render_dialogue, tells_answers
 from vistoken.models.image_processing import VistokenImageProcessor, flatten, views_of
 from vistoken.models.text_map import prompt_maps
+from vistoken.models.unread_parts import refuse_unread_parts
 
 _OFFSETS = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
 _ONLY_FOR_MAP = ("offset_mapping", "special_tokens_mask", "text_replacement_offsets")
@@ -112,14 +113,17 @@ class VistokenProcessor(ProcessorMixin):
 
         Raises:
             UsageError: A text map cannot be made.
-            DataError: The template refuses the messages, or marks and pictures do not match.
+            DataError: The template refuses the messages, they hold videos or boxes, or marks and
+                pictures do not match.
         """
+        several = bool(conversation) and not isinstance(conversation[0], dict)
+        for messages in conversation if several else [conversation]:
+            refuse_unread_parts(messages)
         if not return_text_map:
             return super().apply_chat_template(conversation, chat_template, *args, **kwargs)
         if args or not (kwargs.get("tokenize") and kwargs.get("return_dict")):
             raise UsageError("return_text_map needs tokenize=True and return_dict=True, by name")
         template = str(chat_template or self.chat_template)
-        several = bool(conversation) and not isinstance(conversation[0], dict)
         dialogues = [
             render_dialogue(
                 self.tokenizer, template, messages, bool(kwargs.get("add_generation_prompt"))

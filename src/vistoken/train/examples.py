@@ -26,6 +26,7 @@ from vistoken.data.messages import Message, image_paths, is_picture_file, name_s
 from vistoken.data.reading import BadSamples, Rows, open_rows
 from vistoken.data.sampling import modality_length
 from vistoken.data.schema import SampleFault, raise_fault
+from vistoken.models.unread_parts import refuse_unread_parts
 from vistoken.train.alignment import Scene, read_scenes, scenes_file
 from vistoken.train.lazy import Items, Lazy
 
@@ -89,7 +90,7 @@ class ExampleFile:
         """A row as an example; its pictures need not exist.
 
         Raises:
-            DataError: The row is damaged or breaks its form.
+            DataError: The row is damaged, breaks its form, or holds videos or boxes.
         """
         where = self.rows.where(index)
         record = self.rows[index] if record is None else record
@@ -97,6 +98,7 @@ class ExampleFile:
         messages = cast("list[Message]", row["messages"])
         images = tuple(self.root / path for path in image_paths(messages))
         name = name_sample(row, where)
+        refuse_unread_parts(messages, name)
         return Example(name, messages, images, str(row.get("kind", "")), str(row["id"]))
 
 
