@@ -46,7 +46,7 @@ def test_faults_are_named(change, message):
         ({"epochs": 1}, "exactly one of steps and epochs"),
         ({"groups": {"spatial": {}}}, "every part is frozen"),
         ({"groups": {"spatail": {}}}, "groups.spatail"),
-        ({"groups": {"spatial": {"train": "lora"}}}, "lora exists for language only"),
+        ({"groups": {"spatial": {"train": "lora"}}}, "lora exists for linear layers"),
         ({"groups": {"spatial": {"train": "full", "rate": 1}}}, "unknown field .*rate"),
         (
             {"objective": "name-alignment", "groups": {"language": {"train": "full"}}},

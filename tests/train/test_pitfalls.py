@@ -30,8 +30,9 @@ from vistoken.models.modeling import VistokenForConditionalGeneration
 from vistoken.models.templates import load_template
 from vistoken.train.examples import read_examples
 from vistoken.train.fit import check_tokenizer
-from vistoken.train.groups import apply_groups, lora_layers
+from vistoken.train.groups import apply_groups
 from vistoken.train.labelling import ExactLabels
+from vistoken.train.lora import lora_layers
 from vistoken.train.metrics import Meter
 from vistoken.train.microbatch import TrainBatch
 from vistoken.train.objectives.next_token import NextToken

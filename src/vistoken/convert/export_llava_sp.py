@@ -225,7 +225,13 @@ def _files(
 
 
 def _adapter_key(name: str) -> str:
-    return _STEM + _official_module(name.removeprefix("base_model.model."))
+    module = name.removeprefix("base_model.model.")
+    if not module.startswith((_LANGUAGE, _TOWER)):
+        raise UsageError(
+            f"the released layout has no place for LoRA on {module.rpartition('.lora_')[0]}; "
+            "fold it in with vistoken merge and export the result"
+        )
+    return _STEM + _official_module(module)
 
 
 def _official_module(name: str) -> str:

@@ -38,10 +38,15 @@ def is_light(directory: Path) -> bool:
 def own_state(model: VistokenForConditionalGeneration) -> dict[str, Tensor]:
     """Weights that are ours: everything but towers, language model and LoRA."""
     return {
-        name: tensor
+        plain_name(name): tensor
         for name, tensor in model.state_dict().items()
         if not name.startswith(_REFERENCED) and "lora_" not in name
     }
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without the wrapper that an adapter puts around its layer."""
+    return name.replace(".base_layer.", ".")
 
 
 def load_own_state(model: VistokenForConditionalGeneration, path: Path) -> None:
@@ -206,7 +211,7 @@ def load_adapter(model: VistokenForConditionalGeneration, directory: Path) -> No
 
 
 def merge_adapter(model: VistokenForConditionalGeneration) -> None:
-    """Fold injected LoRA weights into the language model and remove the adapter, in place."""
+    """Fold injected LoRA weights into their layers and remove the adapter, in place."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     wrapped = [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]

@@ -24,7 +24,7 @@ class Strict(BaseModel):
 
 
 class LoraConfigFields(Strict):
-    """Low-rank adapters on every linear layer of the language model.
+    """Low-rank adapters on the linear layers of a part.
 
     Args:
         r: Rank.
@@ -43,12 +43,12 @@ class GroupConfig(Strict):
     """How one named part is trained.
 
     Args:
-        train: ``frozen``, ``full``, or ``lora`` (language only).
+        train: ``frozen``, ``full``, or ``lora`` (vision, connector, language).
         lr: Learning rate at the end of the warm-up.
         weight_decay: Decoupled decay of matrices; biases, norms and gains are never decayed.
         lora: Adapter settings for ``train: lora``.
         quantization: Keep the frozen weights under the adapters in ``int8`` or ``nf4``
-            (``train: lora`` only).
+            (language with ``train: lora`` only).
     """
 
     train: Literal["frozen", "full", "lora"] = "frozen"

@@ -6,7 +6,6 @@ part because it belongs to exactly one module tree, and that is checked.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,8 @@ from torch import nn
 
 from vistoken.core.errors import UsageError
 from vistoken.models.quantize import quantize_language_model
-from vistoken.train.config import GROUP_NAMES, GroupConfig, GroupName, LoraConfigFields, StageConfig
+from vistoken.train.config import GROUP_NAMES, GroupConfig, GroupName, StageConfig
+from vistoken.train.lora import check_adapter, inject_lora, is_lora, lora_layers
 
 if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration
@@ -81,19 +81,17 @@ def apply_groups(model: VistokenForConditionalGeneration, stage: StageConfig) ->
         UsageError: A group asks for a part that this model does not have.
     """
     language = stage.group("language")
-    if language.train == "lora" and not lora_layers(model):
+    wanted = {
+        name: stage.group(name).lora for name in GROUP_NAMES if stage.group(name).train == "lora"
+    }
+    if wanted and not lora_layers(model):
         if language.quantization is not None:
             quantize_language_model(model, language.quantization)
             # PEFT picks its adapter for 4-bit layers by this mark
             model.is_loaded_in_4bit = language.quantization == "nf4"
-        inject_lora(model, language.lora)
-    elif language.train == "lora":
-        _check_adapter(model, stage)
-    if language.train == "full" and lora_layers(model):
-        raise UsageError(
-            f"stage {stage.name!r} trains the language model in full, but it carries LoRA weights "
-            "of an earlier stage; merge them first"
-        )
+        inject_lora(model, wanted)
+    elif wanted:
+        check_adapter(model, wanted, stage.name)
     parts = part_parameters(model)
     for name, parameters in parts.items():
         group = stage.group(name)
@@ -102,27 +100,17 @@ def apply_groups(model: VistokenForConditionalGeneration, stage: StageConfig) ->
                 f"stage {stage.name!r} trains the part {name!r}, but this model has none; "
                 f"set groups.{name}.train: frozen"
             )
+        if group.train == "full" and any(map(is_lora, parameters)):
+            raise UsageError(
+                f"stage {stage.name!r} trains the part {name!r} in full, but it carries LoRA "
+                "weights of an earlier stage; merge them first"
+            )
         for key, parameter in parameters.items():
             trained = group.train == "full" or (group.train == "lora" and is_lora(key))
             parameter.requires_grad_(trained)
             if trained and parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
     return group_table(model, stage)
-
-
-def _check_adapter(model: VistokenForConditionalGeneration, stage: StageConfig) -> None:
-    """Refuse settings that the adapter which a model carries does not have."""
-    wanted = stage.group("language").lora
-    (carried,) = model.peft_config.values()
-    for name, has, asked in (
-        ("r", carried.r, wanted.r),
-        ("alpha", carried.lora_alpha, wanted.alpha),
-    ):
-        if has != asked:
-            raise UsageError(
-                f"stage {stage.name!r}: groups.language.lora.{name} is {asked:g}, but the model "
-                f"carries LoRA with {has:g}, which training continues; set {name} to {has:g}"
-            )
 
 
 def optimizer_groups(
@@ -185,56 +173,6 @@ def format_table(rows: Iterable[GroupRow]) -> str:
     return "\n".join(lines)
 
 
-def inject_lora(model: VistokenForConditionalGeneration, config: LoraConfigFields) -> None:
-    """Add low-rank adapters to the language model's linear layers, in place, in float32.
-
-    Args:
-        model: The model; it stays of its own class.
-        config: Rank, scale, dropout and layer names.
-
-    Raises:
-        UsageError: A target names no linear layer.
-    """
-    from peft import LoraConfig
-
-    known = {
-        name.rpartition(".")[2]
-        for name, module in model.model.language_model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    targets = sorted(config.targets or known)
-    unknown = [target for target in targets if target not in known]
-    if unknown:
-        raise UsageError(
-            f"lora.targets: the language model has no linear layer {unknown[0]!r}; "
-            f"it has {', '.join(sorted(known))}"
-        )
-    # scoped by path: towers have layers of the same names
-    pattern = rf"model\.language_model\..*\.({'|'.join(map(re.escape, targets))})"
-    model.add_adapter(
-        LoraConfig(
-            r=config.r,
-            lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number works
-            lora_dropout=config.dropout,
-            target_modules=pattern,
-            bias="none",
-        )
-    )
-    for name, parameter in model.named_parameters():
-        if is_lora(name):
-            parameter.data = parameter.data.float()
-
-
-def lora_layers(model: nn.Module) -> list[str]:
-    """Names of the adapters' tensors."""
-    return [name for name, _ in model.named_parameters() if is_lora(name)]
-
-
-def is_lora(name: str) -> bool:
-    """Whether a parameter's name is an adapter's."""
-    return ".lora_A." in name or ".lora_B." in name
-
-
 def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
@@ -245,7 +183,6 @@ __all__ = [
     "apply_groups",
     "format_table",
     "group_table",
-    "inject_lora",
     "optimizer_groups",
     "part_parameters",
 ]

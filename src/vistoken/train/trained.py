@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vistoken.core.errors import WeightsError
 from vistoken.core.files import writing
-from vistoken.models.checkpoint import own_state, read_safetensors
-from vistoken.train.groups import is_lora
+from vistoken.models.checkpoint import own_state, plain_name, read_safetensors
+from vistoken.train.lora import is_lora
 
 if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration
@@ -26,7 +26,7 @@ def trained_state(model: VistokenForConditionalGeneration) -> dict[str, Tensor]:
     """Connector, layout, adapters and whatever else is trained, in the types they have."""
     state = dict(own_state(model))
     state |= {
-        name: parameter.detach()
+        plain_name(name): parameter.detach()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad or is_lora(name)
     }
@@ -53,7 +53,8 @@ def read_trained(
         WeightsError: A tensor is missing, unexpected or of another shape.
     """
     loaded = read_safetensors(path)
-    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    own = {plain_name(name): tensor for name, tensor in named.items()}
     needed = own_state(model) if others_allowed else trained_state(model)
     problems = [f"{name} is missing" for name in needed if name not in loaded]
     problems += [f"{name} is unexpected" for name in loaded if name not in own]
