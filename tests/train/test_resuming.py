@@ -214,3 +214,11 @@ def test_half_a_line_does_no_harm(tmp_path):
     path.write_text("{\n{}\n")
     with pytest.raises(DataError, match=r"metrics\.jsonl, line 1: not a metrics record"):
         read_records(path)
+
+
+def test_a_run_that_never_began_leaves_its_folder_free(data, tmp_path):
+    wrong = configuration(data, tmp_path / "run", [STAGE], image_root=str(tmp_path / "elsewhere"))
+    with pytest.raises(DataError, match="does not exist"):
+        train(wrong)
+    assert not (tmp_path / "run").exists()
+    train(configuration(data, tmp_path / "run", [STAGE | {"steps": 1}]))

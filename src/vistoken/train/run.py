@@ -23,6 +23,7 @@ from vistoken.train.run_folder import (
     claim,
     describe_run,
     read_changes,
+    release,
     write_record,
 )
 from vistoken.train.settings import RunConfig
@@ -64,6 +65,20 @@ def train(
         with main_first() as main:
             if main:
                 claim(config, resume, allow_changes)
+    try:
+        return _run_stages(config, dry_run, resume, progress)
+    except BaseException:
+        if not dry_run and is_main():
+            release(config)
+        raise
+
+
+def _run_stages(
+    config: RunConfig,
+    dry_run: bool,
+    resume: bool,
+    progress: Callable[[str, int, int], None] | None,
+) -> RunReport:
     began = time.time()
     run = open_run(config)
     check_tokenizer(run.model, run.processor, config.recipe)

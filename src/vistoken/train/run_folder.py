@@ -57,6 +57,17 @@ def claim(config: RunConfig, resume: bool, allow_changes: bool = False) -> None:
         _claim(config, resume, allow_changes)
 
 
+def release(config: RunConfig) -> None:
+    """Give the folder of a run back that stopped before it trained anything.
+
+    So that a command with a mistake in it can be mended and given again.
+    """
+    path = config.output / _CONFIG
+    if [child.name for child in config.output.glob("*")] == [_CONFIG]:
+        path.unlink()
+        config.output.rmdir()
+
+
 def _claim(config: RunConfig, resume: bool, allow_changes: bool) -> None:
     path = config.output / _CONFIG
     if path.is_file():
