@@ -288,7 +288,8 @@ def test_other_language_models_are_refused_when_built() -> None:
 @pytest.mark.parametrize("mechanism", ["toy", "half"])
 def test_a_text_map_changes_no_answer(mechanism: str, picture: Any) -> None:
     model, processor = make(mechanism)
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
+    shown = {"type": "image", "image": picture(40, 56)}
+    message = {"role": "user", "content": [shown, {"type": "text", "text": "What?"}]}
     inputs = processor.apply_chat_template(
         [message],
         add_generation_prompt=True,
@@ -296,7 +297,6 @@ def test_a_text_map_changes_no_answer(mechanism: str, picture: Any) -> None:
         return_dict=True,
         return_tensors="pt",
         return_text_map=True,
-        processor_kwargs={"images": [picture(40, 56)]},
     )
     plain = {key: value for key, value in inputs.items() if key != "text_map"}
     assert torch.equal(model.generate(**inputs, **GREEDY), model.generate(**plain, **GREEDY))
