@@ -26,7 +26,7 @@ DONE = "done.json"
 _CONFIG = "config.yaml"
 _RUN = "run.json"
 _CHANGES = "changes.jsonl"
-# changing these does not change what is learned
+# may change between sessions without consent; minutes, finish and cache can change the result
 _FREE = (
     "cache",
     "finish",
