@@ -11,6 +11,7 @@ _SAISA = "SAISA, arXiv 2502.02458"
 _YOPO = "YOPO, arXiv 2410.06169"
 _INF = "INF-LLaVA, arXiv 2407.16198"
 _UHD = "LLaVA-UHD, arXiv 2403.11703"
+_MONKEY = "Mini-Monkey, arXiv 2408.02034"
 _HERE = "vistoken.systems"
 
 PARTS: tuple[PartEntry, ...] = (
@@ -77,6 +78,20 @@ PARTS: tuple[PartEntry, ...] = (
         f"{_HERE}.inf_llava.release_keys:InfLlavaKeys",
         "parameter names of official INF-LLaVA releases",
         _INF,
+    ),
+    PartEntry(
+        "views",
+        "msac",
+        f"{_HERE}.mini_monkey.views:Msac",
+        "two tilings of a picture with different cut lines, then the undivided picture",
+        _MONKEY,
+    ),
+    PartEntry(
+        "project",
+        "pixel-shuffle",
+        f"{_HERE}.mini_monkey.shuffle:PixelShuffle",
+        "four neighbouring patches as the channels of one token, then norm and MLP",
+        _MONKEY,
     ),
     PartEntry(
         "fuse",
