@@ -1,4 +1,4 @@
-"""LoRA on any part with linear layers: scoped, continued, saved and merged as one adapter."""
+"""LoRA on any part with layers for it: scoped, continued, saved and merged as one adapter."""
 
 import copy
 
@@ -16,7 +16,7 @@ from vistoken.train.groups import apply_groups, part_parameters
 from vistoken.train.lora import is_lora
 from vistoken.train.trained import read_trained, write_trained
 
-PARTS = ("vision", "connector", "language")
+PARTS = ("vision", "connector", "spatial", "language")
 
 
 def stage(**groups):
@@ -84,7 +84,9 @@ def test_parts_may_differ_in_rank(pico):
 
 
 def test_a_checkpoint_holds_adapters_of_all_parts(tmp_path):
-    model, processor = adapted(vision=lora(r=3), connector=lora(), language=lora())
+    model, processor = adapted(
+        vision=lora(r=3), connector=lora(), spatial=lora(r=5), language=lora()
+    )
     expected = logits(model, processor)
     save_light(model, processor, tmp_path / "m", references_of(load_recipe("pico")), torch.float32)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "m")

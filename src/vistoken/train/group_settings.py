@@ -24,13 +24,15 @@ class Strict(BaseModel):
 
 
 class LoraConfigFields(Strict):
-    """Low-rank adapters on the linear layers of a part.
+    """Low-rank adapters on the layers of a part.
 
     Args:
         r: Rank.
         alpha: Numerator of the scale alpha / r.
         dropout: Dropout on the adapter's input.
-        targets: Names of the linear layers; all of them when None.
+        targets: Names of the layers; all of them when None. Of the spatial part also names of the
+            modules that hold them; what cannot have an adapter (depthwise kernels, bare tensors)
+            is refused when None and stays frozen beside named ones.
     """
 
     r: int = Field(default=32, ge=1)
@@ -43,7 +45,7 @@ class GroupConfig(Strict):
     """How one named part is trained.
 
     Args:
-        train: ``frozen``, ``full``, or ``lora`` (vision, connector, language).
+        train: ``frozen``, ``full``, or ``lora`` (any part but mechanisms).
         lr: Learning rate at the end of the warm-up.
         weight_decay: Decoupled decay of matrices; biases, norms and gains are never decayed.
         lora: Adapter settings for ``train: lora``.

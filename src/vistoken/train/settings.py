@@ -110,8 +110,8 @@ class StageConfig(Strict):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
         for name, group in self.groups.items():
-            if group.train == "lora" and name not in ("vision", "connector", "language"):
-                raise ValueError(f"groups.{name}.train: lora exists for linear layers; use full")
+            if group.train == "lora" and name == "mechanisms":
+                raise ValueError("groups.mechanisms.train: mechanisms have no lora; use full")
             if group.quantization is not None and (group.train != "lora" or name != "language"):
                 raise ValueError(f"groups.{name}.quantization needs train: lora, on language")
         if all(group.train == "frozen" for group in self.groups.values()):
