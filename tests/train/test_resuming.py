@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 
 import pytest
@@ -15,6 +16,7 @@ from vistoken.train import stage_run
 from vistoken.train.checkpoints import checkpoints, last_checkpoint
 from vistoken.train.log_file import append_record, read_records
 from vistoken.train.run import train
+from vistoken.train.run_folder import claim, read_changes
 from vistoken.train.trainer import VistokenTrainer
 
 from .stages import JOINT, configuration
@@ -189,6 +191,32 @@ def test_changes_are_said_and_need_consent(data, stopped, whole):
     assert rate > 0.01  # the new rate, not the one in the checkpoint
     record = json.loads((stopped / "run.json").read_text())
     assert "stages.joint.clip was 1.0, is 2.0" in record["changes"][0]["changed"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "run", "said"),
+    [
+        ({"minutes": 3.0}, {}, "stages.joint.minutes was None, is 3.0"),
+        ({"keep_best": "loss", "finish": "best"}, {}, "stages.joint.finish was last, is best"),
+        ({"keep_best": "loss", "finish": "best"}, {}, "stages.joint.keep_best was None, is loss"),
+        ({}, {"cache": None}, "cache was .*, is None"),
+        ({"keep_best": "loss", "save_every": 3}, {"cache": "elsewhere"}, None),
+    ],
+    ids=["minutes", "finish", "keep_best of finish", "no cache", "free"],
+)
+def test_what_can_change_the_result_needs_consent(data, tmp_path, stage, run, said):
+    before = configuration(data, tmp_path / "a", [STAGE])
+    claim(before, resume=False)
+    after = configuration(data, tmp_path / "a", [STAGE | stage], **run)
+    if said is None:
+        claim(after, resume=True)
+        assert read_changes(after.output) == []
+        return
+    with pytest.raises(UsageError, match=said):
+        claim(after, resume=True)
+    claim(after, resume=True, allow_changes=True)
+    (noted,) = read_changes(after.output)
+    assert any(re.fullmatch(said, line) for line in noted["changed"])
 
 
 def test_what_no_checkpoint_bridges_is_refused_even_with_consent(data, stopped):

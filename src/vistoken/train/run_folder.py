@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,25 @@ DONE = "done.json"
 _CONFIG = "config.yaml"
 _RUN = "run.json"
 _CHANGES = "changes.jsonl"
-# may change between sessions without consent; minutes, finish and cache can change the result
+# may change between sessions without consent: no weight depends on them
 _FREE = (
-    "cache",
-    "finish",
     "keep",
     "keep_best",
     "log_every",
-    "minutes",
     "report_to",
     "retrieval_every",
     "retrieval_images",
     "save_every",
     "validate_every",
+    "validation",
+    "validation_samples",
+)
+# but with finish: best they choose the weights that a stage ends with
+_JUDGING = (
+    "keep_best",
+    "log_every",
+    "retrieval_images",
+    "save_every",
     "validation",
     "validation_samples",
 )
@@ -78,7 +84,8 @@ def _claim(config: RunConfig, resume: bool, allow_changes: bool) -> None:
             )
         # read through the schema: a field that an older version did not write has its default
         before = parse_config(yaml.safe_load(path.read_text("utf-8")), str(path))
-        _check_changes(config, _differences(_plain(before), _plain(config)), allow_changes)
+        differences = _differences(_plain(before), _plain(config), _free(before, config))
+        _check_changes(config, differences, allow_changes)
     elif config.output.exists() and any(config.output.iterdir()):
         raise UsageError(f"{config.output} is not empty and holds no run; choose another output")
     config.output.mkdir(parents=True, exist_ok=True)
@@ -104,6 +111,12 @@ def _check_changes(config: RunConfig, changed: list[str], allowed: bool) -> None
     append_record(config.output / _CHANGES, {"time": time.time(), "changed": changed})
 
 
+def _free(before: RunConfig, after: RunConfig) -> set[str]:
+    """Fields that may change without consent."""
+    judged = any(stage.finish == "best" for config in (before, after) for stage in config.stages)
+    return set(_FREE) - set(_JUDGING if judged else ())
+
+
 def _is_fixed(place: str) -> bool:
     """Whether a field decides which tensors there are, or is a whole group that comes or goes."""
     parts = place.split(".")
@@ -122,9 +135,11 @@ def _plain(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def _differences(old: Any, new: Any, place: str = "") -> list[str]:
+def _differences(old: Any, new: Any, free: Collection[str], place: str = "") -> list[str]:
     """Each difference as ``place was this, is that``; stages are addressed by their names."""
-    if place.rpartition(".")[2] in _FREE:
+    if place.rpartition(".")[2] in free or (place == "cache" and old and new):
+        # another folder of features: they are found by a hash of all that decides them, so they
+        # are the same; without a cache they are not rounded to its type, which is a change
         return []
     if place == "stages":
         names = [[stage["name"] for stage in stages] for stages in (old, new)]
@@ -133,7 +148,9 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
         old, new = ({stage["name"]: stage for stage in stages} for stages in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
-        inner = [_differences(old.get(k), new.get(k), f"{place}.{k}".strip(".")) for k in keys]
+        inner = [
+            _differences(old.get(k), new.get(k), free, f"{place}.{k}".strip(".")) for k in keys
+        ]
         return [line for lines in inner for line in lines]
     return [] if old == new else [f"{place} was {old}, is {new}"]
 
