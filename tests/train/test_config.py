@@ -46,7 +46,7 @@ def test_faults_are_named(change, message):
         ({"epochs": 1}, "exactly one of steps and epochs"),
         ({"groups": {"spatial": {}}}, "every part is frozen"),
         ({"groups": {"spatail": {}}}, "groups.spatail"),
-        ({"groups": {"spatial": {"train": "lora"}}}, "lora exists for linear layers"),
+        ({"groups": {"mechanisms": {"train": "lora"}}}, "mechanisms have no lora"),
         ({"groups": {"spatial": {"train": "full", "rate": 1}}}, "unknown field .*rate"),
         (
             {"objective": "name-alignment", "groups": {"language": {"train": "full"}}},
@@ -120,3 +120,27 @@ def test_the_released_mix_holds_conversations_over_the_limit(name):
 def test_recipe_without_training_is_refused():
     with pytest.raises(UsageError, match="has no train section"):
         recipe_config("pico", None, {"data": ["a.jsonl"], "output": "o"})
+
+
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("stages.tune.lr=1e-4", r"'stages\.tune\.lr'; .*'stages\.tune\.groups\.<part>\.lr'\?"),
+        ("stages.0.lr=1e-4", r"'stages\.tune\.lr'; .*'stages\.tune\.groups\.<part>\.lr'\?"),
+        ("stages.tune.r=8", r"'stages\.tune\.groups\.<part>\.lora\.r'\?"),
+        ("stages.tune.groups.language.r=8", r"'stages\.tune\.groups\.language\.lora\.r'\?"),
+        ("stages.tune.groups.language.lora.lr=1", r"'stages\.tune\.groups\.language\.lr'\?"),
+        ("stages.tune.seed=3", r"did you mean 'seed'\?"),
+        ("steps=5", r"unknown field 'steps'; did you mean 'stages\.tune\.steps'\?"),
+        ("stages.tune.stpes=3", r"'stages\.tune\.stpes'; did you mean 'steps'"),
+        ("stages.tune.steps=many", r"field 'stages\.tune\.steps': "),
+    ],
+)
+def test_a_misplaced_override_is_told_its_place(tmp_path, override, advice):
+    path = tmp_path / "run.yaml"
+    groups = {"language": {"train": "lora"}}
+    stage = {"name": "tune", "steps": 2, "groups": groups}
+    path.write_text(yaml.safe_dump(values() | {"stages": [stage]}))
+    with pytest.raises(UsageError, match=advice) as caught:
+        load_config(path, [override])
+    assert "stages.0" not in str(caught.value)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from vistoken.core.errors import UsageError, did_you_mean
+from vistoken.core.errors import UsageError
+from vistoken.train.config_errors import explain
 from vistoken.train.group_settings import (
     GROUP_NAMES,
     GroupConfig,
@@ -43,7 +44,7 @@ def parse_config(values: Mapping[str, Any], where: str = "run configuration") ->
     try:
         return RunConfig.model_validate(dict(values))
     except ValidationError as error:
-        raise UsageError(f"{where}: {_explain(error)}") from error
+        raise UsageError(f"{where}: {explain(error, values)}") from error
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -95,30 +96,3 @@ def recipe_config(
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def _explain(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        models = (RunConfig, StageConfig, GroupConfig, LoraConfigFields)
-        model = _model_at(problem["loc"])
-        known = list(model.model_fields) if model else [f for m in models for f in m.model_fields]
-        return f"unknown field {place!r}; " + did_you_mean(str(problem["loc"][-1]), known)
-    if problem["type"] == "missing":
-        return f"field {place!r} is missing"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"field {place!r}: {message}" if place else message
-
-
-def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The model whose field the last element of an error's place would be."""
-    if len(loc) == 1:
-        return RunConfig
-    if loc[0] == "stages":
-        if len(loc) == 3:
-            return StageConfig
-        if len(loc) == 5:
-            return GroupConfig
-        return LoraConfigFields if len(loc) > 5 else None
-    return None
