@@ -105,3 +105,50 @@ def test_preview_with_a_mask(vistoken, llava, full_checkpoint, tmp_path):
     assert 'class="supervised"' in page.read_text()
     assert "visual tokens]" in page.read_text()
     vistoken("data", "preview", path, page, "--template", "chatml").failed(2, "--model")
+
+
+def test_two_marks_for_one_picture_are_warned_of(vistoken, llava, tmp_path):
+    path, records = llava
+    turns = [{"from": "human", "value": "<image><image>What?"}, records[0]["conversations"][1]]
+    records[1]["conversations"] = turns
+    path.write_text(json.dumps(records))
+    checked = vistoken("data", "check", path)
+    assert checked.code == 0
+    assert checked.out.count("warning: ") == 1
+    assert "sample '1', turn 1: 2 <image> marks for one picture" in checked.out
+    written = vistoken("data", "convert", path, tmp_path / "b.jsonl")
+    assert written.out.count("warning: ") == 1
+
+
+def test_a_wrong_image_root_is_one_sentence(vistoken, tmp_path, picture):
+    folder = tmp_path / "pictures"
+    (folder / "train").mkdir(parents=True)
+    turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A bus"}]
+    records = []
+    for number in range(12):
+        picture(10, 10).save(folder / "train" / f"{number}.png")
+        image = {"id": number, "image": f"train/{number}.png"}
+        records.append({**image, "conversations": turns})
+    path = tmp_path / "llava.json"
+    path.write_text(json.dumps(records))
+    for root in (tmp_path, folder / "train", tmp_path / "nowhere"):
+        outcome = vistoken("data", "check", path, "--image-root", root)
+        assert outcome.code == 3
+        first = outcome.out.splitlines()[0]
+        assert first.startswith(f"wrong image root? all 12 pictures are missing under {root}")
+        assert "'train/0.png'" in first
+        assert f"they lie under {folder}, so give that" in first
+        assert "does not exist" not in outcome.out
+        assert "give the right --image-root" in outcome.err
+    assert vistoken("data", "check", path, "--image-root", folder).code == 0
+    gone = vistoken("data", "check", path, "--image-root", tmp_path, "--json").data
+    assert gone["faults_by_kind"] == {"image-missing": 12}  # each of them, for programs
+
+    for number in range(1, 12):
+        (folder / "train" / f"{number}.png").unlink()
+    outcome = vistoken("data", "check", path, "--image-root", folder)
+    assert "11 of 12 pictures are missing" in outcome.out.splitlines()[0]
+    assert "the folder that the paths start from" in outcome.out.splitlines()[0]
+    (folder / "train" / "1.png").write_bytes((folder / "train" / "0.png").read_bytes())
+    outcome = vistoken("data", "check", path, "--image-root", folder, "--show", 3)
+    assert outcome.out.startswith("image-missing: ")

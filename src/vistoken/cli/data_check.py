@@ -71,8 +71,12 @@ def check(
         _show(report, show)
     if report.bad_samples:
         raise DataError(
-            f"{file}: {report.bad_samples} of {report.samples} samples have faults;"
-            " mend them or leave them out"
+            f"{file}: {report.bad_samples} of {report.samples} samples have faults; "
+            + (
+                "give the right --image-root"
+                if report.wrong_root
+                else "mend them or leave them out"
+            )
         )
 
 
@@ -97,9 +101,14 @@ def context_length(model: str) -> int | None:
 
 
 def _show(report: CheckReport, show: int) -> None:
-    for fault in report.faults[:show]:
+    faults, count = report.faults, sum(report.kinds.values())
+    if report.wrong_root:
+        say(f"wrong image root? {report.wrong_root}")
+        faults = [fault for fault in faults if fault.kind != "image-missing"]
+        count -= report.kinds["image-missing"]
+    for fault in faults[:show]:
         say(f"{fault.kind}: {fault.message}")
-    more = sum(report.kinds.values()) - min(show, len(report.faults))
+    more = count - min(show, len(faults))
     if more > 0:
         say(f"... and {more:,} more faults (--show, --json)")
     if report.kinds:
@@ -110,6 +119,10 @@ def _show(report: CheckReport, show: int) -> None:
     share = report.supervised_share
     if share is not None:
         say(f"{report.supervised:,} of {report.tokens:,} tokens are supervised ({share:.1%})")
+    for warning in report.warned[:show]:
+        say(f"warning: {warning}")
+    if report.warnings > show:
+        say(f"{report.warnings:,} samples have warnings (--show, --json)")
     for where, sample in report.repeats[:show]:
         say(f"repeated id: {where}: sample {sample!r}")
     if report.repeated_ids:

@@ -53,6 +53,8 @@ def convert(
                 "samples": written,
                 "skipped": bad.skipped,
                 "first_faults": bad.first,
+                "warnings": bad.warned,
+                "first_warnings": bad.first_warned,
             }
         )
         return
@@ -60,5 +62,9 @@ def convert(
         say(f"skipped: {message}")
     if bad.skipped > len(bad.first):
         say(f"... and {bad.skipped - len(bad.first):,} more")
+    for message in bad.first_warned:
+        say(f"warning: {message}")
+    if bad.warned > len(bad.first_warned):
+        say(f"{bad.warned:,} samples have warnings")
     verb = "would write" if dry_run else "wrote"
     say(f"{verb} {out}: {written:,} samples, {given} -> {target}, {bad.skipped:,} skipped")

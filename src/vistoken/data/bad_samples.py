@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -48,12 +48,16 @@ class BadSamples:
     Attributes:
         skipped: Number of samples skipped.
         first: Messages of the first ten.
+        warned: Number of samples that are used, but otherwise than they may be meant.
+        first_warned: Messages of the first ten.
     """
 
     policy: OnBadSample = "error"
     tell: Callable[[LeftOut], None] = _nobody
     skipped: int = 0
     first: list[str] = field(default_factory=list)
+    warned: int = 0
+    first_warned: list[str] = field(default_factory=list)
 
     def take(self, error: DataError, sample: str = "") -> None:
         """Stop, or count and report a bad sample.
@@ -72,6 +76,16 @@ class BadSamples:
             self.first.append(str(error))
         logger.warning("skipped sample %d: %s", self.skipped, error)
         self.tell(LeftOut("bad_samples", sample, str(error)))
+
+    def warn(self, messages: Sequence[str]) -> None:
+        """Count a sample that has warnings; see :meth:`log_warnings`."""
+        self.warned += bool(messages)
+        self.first_warned += messages[: 10 - len(self.first_warned)]
+
+    def log_warnings(self) -> None:
+        """Log once how many samples had warnings, and the first one."""
+        if self.warned:
+            logger.warning("samples with warnings: %d; %s", self.warned, self.first_warned[0])
 
     @contextmanager
     def telling(self, tell: Callable[[LeftOut], None]) -> Iterator[None]:

@@ -10,9 +10,11 @@ from typing import Any, Protocol, cast
 from vistoken.core.errors import DataError, UsageError
 from vistoken.data.check_report import CheckReport, Fault
 from vistoken.data.forms import Form, form_of
+from vistoken.data.image_roots import wrong_root
 from vistoken.data.labels import IGNORE_LABEL, EncodedConversation, encode_conversation
 from vistoken.data.parts_of_message import video_places
 from vistoken.data.reading import open_rows
+from vistoken.data.repeated_marks import repeated_marks
 from vistoken.data.rows import RowAt
 from vistoken.data.sampling import modality_length
 from vistoken.data.schema import (
@@ -108,6 +110,7 @@ def check_file(
             checker.check(row_at, index, rows.where(index))
             progress(index + 1, len(rows))
     report.images = len(checker.sizes)
+    report.wrong_root = wrong_root(checker.root, path.parent, checker.missing(), report.images)
     return report
 
 
@@ -140,11 +143,20 @@ class _Checker:
         for fault in faults:
             self.report.add_fault(Fault(index, where, sample_id, fault.kind, str(fault)))
 
+    def missing(self) -> list[str]:
+        """Paths of pictures that are not there."""
+        return [
+            path
+            for path, size in self.sizes.items()
+            if isinstance(size, SampleFault) and size.kind == "image-missing"
+        ]
+
     def _look(self, record: Mapping[str, object], where: str, faults: list[SampleFault]) -> None:
         row = self.form.read(record, where, faults.append)
         messages = cast("list[Message]", row["messages"])
         well_formed = not faults
         name = where if any(fault.kind == "id" for fault in faults) else name_sample(record, where)
+        self.report.add_warnings(repeated_marks(record, name))
         paths = image_paths(messages)
         self.report.with_images += bool(paths)
         sizes = [self._size(path) for path in paths]

@@ -43,6 +43,9 @@ class CheckReport:
         images: Picture files, each counted once.
         repeated_ids: Samples whose id stood in the file before; no fault, as released files do so.
         repeats: Place and id of the first hundred of them.
+        warnings: Samples that are read otherwise than they may be meant; no fault.
+        warned: The first hundred warnings.
+        wrong_root: One sentence where hardly any picture lies under the image root.
         kinds: Number of faults by kind.
         faults: The first ten thousand faults.
         lengths: Length of every sample that could be measured.
@@ -59,6 +62,9 @@ class CheckReport:
     images: int = 0
     repeated_ids: int = 0
     repeats: list[tuple[str, str]] = field(default_factory=list)
+    warnings: int = 0
+    warned: list[str] = field(default_factory=list)
+    wrong_root: str | None = None
     kinds: Counter[str] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
     lengths: Counter[int] = field(default_factory=Counter)
@@ -76,6 +82,11 @@ class CheckReport:
         self.repeated_ids += 1
         if len(self.repeats) < _KEPT_REPEATS:
             self.repeats.append((where, sample))
+
+    def add_warnings(self, messages: list[str]) -> None:
+        """Count a sample that has warnings, and keep them while there are few."""
+        self.warnings += bool(messages)
+        self.warned += messages[: _KEPT_REPEATS - len(self.warned)]
 
     @property
     def supervised_share(self) -> float | None:
@@ -111,6 +122,9 @@ class CheckReport:
             "images": self.images,
             "repeated_ids": self.repeated_ids,
             "repeats": [{"where": where, "id": name} for where, name in self.repeats],
+            "warnings": self.warnings,
+            "warned": self.warned,
+            "wrong_root": self.wrong_root,
             "faults_by_kind": dict(sorted(self.kinds.items())),
             "faults": [asdict(fault) for fault in self.faults],
             "length_unit": self.unit,

@@ -17,6 +17,7 @@ from typing import Any, TextIO, cast
 from vistoken.core.errors import DataError, UsageError
 from vistoken.data.forms import Form, FormName, form_names, form_of, named_form
 from vistoken.data.reading import BadSamples, open_rows, read_good
+from vistoken.data.repeated_marks import repeated_marks
 from vistoken.data.schema import raise_fault
 
 KEPT = "converted_from"
@@ -94,7 +95,9 @@ def convert_file(
     given = form_of(rows, source)
 
     def read(record: dict[str, Any], where: str) -> dict[str, object]:
-        return convert_record(record, given, wanted, where)
+        made = convert_record(record, given, wanted, where)
+        bad.warn(repeated_marks(record, f"{where}: sample {str(record.get('id', ''))!r}"))
+        return made
 
     opening, between, closing = ("[\n", ",\n", "\n]\n") if out.suffix == ".json" else ("", "\n", "")
     written = 0

@@ -24,6 +24,7 @@ from vistoken.core.errors import DataError
 from vistoken.data.forms import Form, form_of
 from vistoken.data.messages import Message, image_paths, is_picture_file, name_sample
 from vistoken.data.reading import BadSamples, Rows, open_rows
+from vistoken.data.repeated_marks import repeated_marks
 from vistoken.data.sampling import modality_length
 from vistoken.data.schema import SampleFault, raise_fault
 from vistoken.models.unread_parts import refuse_unread_parts
@@ -174,12 +175,14 @@ def read_examples(
                 except DataError as error:
                     bad.take(error, sample)
                     continue
+                bad.warn(repeated_marks(record, example.where))
                 numbers.append(first + index)
                 lengths.append(modality_length(example.messages))
                 counts.append(len(example.images))
                 keys.append(_key(example))
         opened.append(file)
         first += len(rows)
+    bad.log_warnings()
     if not numbers:
         raise DataError(
             f"no usable row in {', '.join(map(str, files))}; {bad.skipped} were skipped"
