@@ -88,6 +88,30 @@ def test_concat_grid_keeps_places_when_grids_differ(kit, grid, other):
     torch.testing.assert_close(resized[keep], coordinates[keep], rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("size", [(84, 84), (84, 168)])
+def test_concat_grid_on_a_coarser_grid_puts_tokens_where_its_map_says(kit, size):
+    tower = kit.tower((84, 84))
+    grid, target = (6, 6), (3, 3)
+    table = AnyRes(AnyResConfig(), [tower]).view_table(*size)
+    state, maps = kit.start(table, [tower])
+    context = StageContext((4,), 4, grid, 4)
+    config = ConcatGridConfig(grid=[3, 3])
+    after = ConcatGrid.context_after(config, context)
+    assert (after.grid, after.width) == (target, 4)
+    maps = ConcatGrid.token_map(config, context, maps)
+    result = ConcatGrid(config, context)(state)
+    assert result.grids == [m.grid for m in maps] == [target] * len(maps)
+    middle = 4  # the one cell whose filter reaches over no edge
+    for tokens, view_map in zip(result.tokens, maps, strict=True):
+        assert (tokens.shape, len(view_map.tokens)) == ((9, 4), 9)
+        place = centres(view_map.tokens)[middle]
+        torch.testing.assert_close(tokens[middle, :2] - kit.offset, place, rtol=0, atol=0.05)
+    with pytest.raises(UsageError, match=r"concat-grid cannot enlarge a grid of 6x6 to 7x6"):
+        ConcatGrid.context_after(ConcatGridConfig(grid=(7, 6)), context)
+    with pytest.raises(ValueError, match=r"grid must be \[rows, cols\]"):
+        ConcatGridConfig(grid=(3,))
+
+
 def _interior(side, other):
     """Cells whose whole filter lies inside the other grid."""
     centre = (torch.arange(side) + 0.5) * other / side

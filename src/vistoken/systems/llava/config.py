@@ -37,7 +37,18 @@ class AnyResConfig:
 
 @dataclass(frozen=True)
 class ConcatGridConfig:
-    """``concat-grid`` has no options: the first tower's grid is the common one."""
+    """Options of ``concat-grid``.
+
+    Args:
+        grid: (rows, cols) that every tower's map is resized to, no finer than the first tower's;
+            None keeps the first tower's own.
+    """
+
+    grid: Grid | None = None
+
+    def __post_init__(self) -> None:
+        if self.grid is not None:
+            object.__setattr__(self, "grid", as_grid(self.grid, "grid"))
 
 
 @dataclass(frozen=True)

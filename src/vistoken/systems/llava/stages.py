@@ -27,10 +27,10 @@ from vistoken.systems.llava.config import (
 class ConcatGrid(ConnectorStage):
     """Fuse: several towers' features, channel by channel, on the first tower's grid.
 
-    Maps of another grid are resized bilinearly in float32, corners not aligned (a cell keeps its
-    place in the picture), and antialiased where they get coarser. Each channel is then centred and
-    scaled by the buffers ``mean`` and ``std`` (0 and 1 until set from data, saved with the
-    weights). Tokens without a place on the grid (CLS, registers) are dropped: towers that differ
+    ``config.grid`` names a coarser grid: fewer tokens, before anything is projected. Maps of
+    another grid are resized bilinearly in float32, corners not aligned (a cell keeps its place in
+    the picture), and antialiased where they get coarser. Each channel is then centred and scaled by
+    the buffers ``mean`` and ``std`` (0 and 1 until set from data, saved with the weights). Tokens without a place on the grid (CLS, registers) are dropped: towers that differ
     in width have no common form for them.
     """
 
@@ -50,25 +50,31 @@ class ConcatGrid(ConnectorStage):
 
     @classmethod
     def context_after(cls, config: ConcatGridConfig, context: StageContext) -> StageContext:
-        """Widths add up; the grid stays the first tower's."""
-        return replace(context, width=sum(context.tower_widths))
+        """Widths add up; the grid stays the first tower's where no other is named."""
+        if config.grid is not None:
+            _check_coarser("concat-grid", config.grid, context.grid)
+        grid = config.grid or context.grid
+        return replace(context, width=sum(context.tower_widths), grid=grid)
 
     @classmethod
     def token_map(
         cls, config: ConcatGridConfig, context: StageContext, maps: list[ViewMap]
     ) -> list[ViewMap]:
-        """One token per cell of the first tower's grid."""
-        return [m.with_tokens(m.tokens[-m.grid[0] * m.grid[1] :]) for m in maps]
+        """One token per cell; a coarser cell's rectangle is the union of those it covers."""
+        cells = [m.with_tokens(m.tokens[-m.grid[0] * m.grid[1] :]) for m in maps]
+        if config.grid is None:
+            return cells
+        return [_coarser_map("concat-grid", m, config.grid) for m in cells]
 
     def forward(self, state: ConnectorState) -> ConnectorState:
         """Fill tokens and grids from the towers' features."""
-        tokens = []
+        tokens, grids = [], []
         for maps in state.features:
-            grid = (maps[0].shape[0], maps[0].shape[1])
+            grid = self.config.grid or (maps[0].shape[0], maps[0].shape[1])
             fused = torch.cat([resize_grid(m, grid).to(maps[0]) for m in maps], dim=-1)
             fused = (fused - self.mean.to(fused)) / self.std.to(fused)
             tokens.append(fused.flatten(0, 1))
-        grids = [(maps[0].shape[0], maps[0].shape[1]) for maps in state.features]
+            grids.append(grid)
         return replace(state, tokens=tokens, grids=grids)
 
 
@@ -115,7 +121,7 @@ class Pool(ConnectorStage):
     @classmethod
     def context_after(cls, config: PoolConfig, context: StageContext) -> StageContext:
         """The grid becomes the target; refused if that is larger."""
-        _check_pool(config.grid, context.grid)
+        _check_coarser("pool", config.grid, context.grid)
         return replace(context, grid=config.grid)
 
     @classmethod
@@ -123,12 +129,12 @@ class Pool(ConnectorStage):
         cls, config: PoolConfig, context: StageContext, maps: list[ViewMap]
     ) -> list[ViewMap]:
         """Grid tokens become the target's, their rectangles the windows' unions."""
-        return [_pooled_map(m, config.grid) for m in maps]
+        return [_coarser_map("pool", m, config.grid) for m in maps]
 
     def forward(self, state: ConnectorState) -> ConnectorState:
         """Average the grid tokens of every view."""
         for grid in set(state.grids):
-            _check_pool(self.config.grid, grid)
+            _check_coarser("pool", self.config.grid, grid)
         tokens = state.map_tokens(self._pool)
         return replace(state, tokens=tokens, grids=[self.config.grid] * len(tokens))
 
@@ -217,20 +223,22 @@ def split_prefix(tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     return tokens[:, :prefix], tokens[:, prefix:]
 
 
-def _check_pool(target: Grid, grid: Grid) -> None:
+def _check_coarser(stage: str, target: Grid, grid: Grid) -> None:
     if target[0] > grid[0] or target[1] > grid[1]:
         raise UsageError(
-            f"pool cannot enlarge a grid of {grid[0]}x{grid[1]} to {target[0]}x{target[1]}; "
+            f"{stage} cannot enlarge a grid of {grid[0]}x{grid[1]} to {target[0]}x{target[1]}; "
             "choose a smaller grid"
         )
 
 
-def _pooled_map(view_map: ViewMap, target: Grid) -> ViewMap:
-    _check_pool(target, view_map.grid)
+def _coarser_map(stage: str, view_map: ViewMap, target: Grid) -> ViewMap:
+    _check_coarser(stage, target, view_map.grid)
     prefix, cells = split_prefix(view_map.tokens[None], view_map.grid)
     cells = cells[0]
     if bool((TOKEN.get(cells, "row") < 0).any()):
-        raise UsageError("pool needs the grid's tokens last; put it before the stage that appends")
+        raise UsageError(
+            f"{stage} needs the grid's tokens last; put it before the stage that appends"
+        )
     first, last = _windows(view_map.grid, target)
     boxes = rectangles(cells)
     pooled = set_rectangles(
