@@ -10,7 +10,19 @@ from typing import Annotated
 import typer
 
 from vistoken import __version__
-from vistoken.cli import chat, data, doctor, inspect, listing, merge, prune, study, train, viz
+from vistoken.cli import (
+    chat,
+    data,
+    doctor,
+    inspect,
+    listing,
+    merge,
+    prune,
+    serve,
+    study,
+    train,
+    viz,
+)
 from vistoken.cli.console import fail, show_traceback
 from vistoken.cli.convert import app as convert_app
 from vistoken.cli.eval import app as eval_app
@@ -40,6 +52,7 @@ app.command("train")(train.train)
 app.command("merge")(merge.merge)
 app.command("prune")(prune.prune)
 app.command("study")(study.study)
+app.command("serve")(serve.serve)
 app.add_typer(eval_app, name="eval")
 app.add_typer(convert_app, name="convert")
 app.add_typer(inspect.app, name="inspect")

@@ -1,0 +1,1 @@
+"""One process that answers over HTTP: an OpenAI-compatible application and its engine."""
