@@ -30,8 +30,9 @@ class ConcatGrid(ConnectorStage):
     ``config.grid`` names a coarser grid: fewer tokens, before anything is projected. Maps of
     another grid are resized bilinearly in float32, corners not aligned (a cell keeps its place in
     the picture), and antialiased where they get coarser. Each channel is then centred and scaled by
-    the buffers ``mean`` and ``std`` (0 and 1 until set from data, saved with the weights). Tokens without a place on the grid (CLS, registers) are dropped: towers that differ
-    in width have no common form for them.
+    the buffers ``mean`` and ``std`` (0 and 1 until set from data, saved with the weights). Tokens
+    without a place on the grid (CLS, registers) are dropped: towers that differ in width have no
+    common form for them.
     """
 
     config_class = ConcatGridConfig
