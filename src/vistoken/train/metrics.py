@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from vistoken.train.mechanism_means import MechanismMeans
 from vistoken.train.packing import PackedBatch
 
 logger = logging.getLogger(__name__)
@@ -24,11 +25,13 @@ class Meter:
     """Counts since the last log line, and exact match over the latest questions of each kind.
 
     Exact match is teacher-forced: every supervised token, the end token included, is the most
-    likely one. That equals greedy decoding's exact match.
+    likely one. That equals greedy decoding's exact match. ``mechanisms`` gathers what the decoder's
+    mechanisms report.
     """
 
     def __init__(self) -> None:
         self.questions = 0
+        self.mechanisms = MechanismMeans()
         self._matches: dict[str, deque[bool]] = defaultdict(lambda: deque(maxlen=_WINDOW))
         self.restart()
 
@@ -79,6 +82,7 @@ class Meter:
         }
         for kind, matches in sorted(self._matches.items()):
             values[f"exact/{kind or 'all'}"] = sum(matches) / len(matches)
+        values |= self.mechanisms.read()
         self.restart()
         return values
 

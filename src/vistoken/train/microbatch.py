@@ -60,6 +60,7 @@ class TrainBatch:
         )
         hidden = outputs.last_hidden_state.flatten(0, 1)[batch.sources.to(device)]
         self.visual = 0 if features is None else sum(len(rows) for rows in features.pooler_output)
+        self.meter.mechanisms.add(outputs.aux or {})
         aux = aux_loss(outputs.aux or {})
         if features is None:
             aux = _added(aux, self._untouched())

@@ -73,7 +73,7 @@ class Mechanism(Protocol):
         """Read a layer's output and scores.
 
         ``aux["<name>/loss/<what>"]`` (0-d, weighted already) is added to the training loss; other
-        entries ``<name>/<what>`` are statistics.
+        entries ``<name>/<what>`` are statistics. Training logs the means of both.
         """
         ...
 
