@@ -73,10 +73,12 @@ class ViewFunction(ABC):
 
     ``view_table`` is pure (sizes in, table out) and ``pixels`` must produce exactly one entry for
     each of its rows, in order. Values stay floating point between resizing and normalisation.
+    ``fewer_tokens`` says which of its options give fewer tokens, for those who have too many.
     """
 
     config_class: ClassVar[type]
     flags: ClassVar[PartFlags] = PartFlags()
+    fewer_tokens: ClassVar[str] = ""
 
     def __init__(self, config: Any, towers: Sequence[TowerInput]) -> None:
         self.config = config
@@ -174,10 +176,12 @@ class ConnectorStage(nn.Module, ABC):
 
     ``config_class`` is a frozen dataclass; ``flat_when_alone`` lets a chain of this stage alone
     keep its parameter names without the stage's own prefix (Hugging Face Llava's projector).
+    ``fewer_tokens`` says which of its options give fewer tokens.
     """
 
     config_class: ClassVar[type]
     flags: ClassVar[PartFlags] = PartFlags()
+    fewer_tokens: ClassVar[str] = ""
     flat_when_alone: ClassVar[bool] = False
 
     def __init__(self, config: Any, context: StageContext) -> None:

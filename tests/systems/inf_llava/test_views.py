@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -52,6 +53,17 @@ def test_sides_that_do_not_divide_are_refused(split):
         split(torch.zeros(1, 9, 10, 1), 3)
     with pytest.raises(ValueError, match="n must be at least 1"):
         split(torch.zeros(1, 9, 9, 1), 0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_views_are_the_two_splits_and_a_resized_whole(n):
+    pixels = torch.randn(2, 3, n * 28, n * 21)
+    views = cut_views(pixels, n, (28, 21))
+    last = pixels.permute(0, 2, 3, 1)
+    assert torch.equal(views[:, : n * n], split_local(last, n).permute(0, 1, 4, 2, 3))
+    assert torch.equal(views[:, n * n : -1], split_global(last, n).permute(0, 1, 4, 2, 3))
+    # an odd n takes pixels where bicubic resizing would give the very same
+    assert torch.equal(views[:, -1], F.interpolate(pixels, (28, 21), mode="bicubic"))
 
 
 def test_pixels_of_any_size_are_resized_first(caplog, monkeypatch):

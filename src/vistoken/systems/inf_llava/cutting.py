@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vistoken.core.parts import Grid
-from vistoken.systems.inf_llava.grids import split_global, split_local
 
 _logger = logging.getLogger(__name__)
 
@@ -28,6 +27,11 @@ def warn_once(topic: str, message: str) -> None:
 
 
 def cut_views(pixels: Tensor, n: int, size: Grid) -> Tensor:
+    """:func:`list_views` as one tensor (B, 2*n*n + 1, 3, height, width), copied."""
+    return torch.stack(list_views(pixels, n, size), dim=1)
+
+
+def list_views(pixels: Tensor, n: int, size: Grid) -> list[Tensor]:
     """Cut normalised pixels into the 2*n*n + 1 views of one picture.
 
     Resizing runs in float32, bicubic without antialiasing, corners not aligned.
@@ -38,8 +42,8 @@ def cut_views(pixels: Tensor, n: int, size: Grid) -> Tensor:
         size: (height, width) of a view.
 
     Returns:
-        (B, 2*n*n + 1, 3, height, width): local tiles row by row, strided views by their offset
-        (row by row), then the undivided picture.
+        2*n*n + 1 tensors (B, 3, height, width): local tiles row by row, strided views by their
+        offset (row by row), then the undivided picture. Nothing is copied: they share memory.
 
     Source: arXiv 2407.16198 section 3.2.
     """
@@ -51,11 +55,19 @@ def cut_views(pixels: Tensor, n: int, size: Grid) -> Tensor:
             f"{large[0]}x{large[1]}, which adds no detail; prepare pictures at that size "
             "(compat: fixed)",
         )
-    whole = _resize(pixels, large).permute(0, 2, 3, 1)
-    local = split_local(whole, n).permute(0, 1, 4, 2, 3)
-    strided = split_global(whole, n).permute(0, 1, 4, 2, 3)
-    base = _resize(pixels, size)
-    return torch.cat([local, strided, base[:, None]], dim=1)
+    whole = _resize(pixels, large)
+    places = [(row, col) for row in range(n) for col in range(n)]
+    local = [
+        whole[:, :, row * size[0] : (row + 1) * size[0], col * size[1] : (col + 1) * size[1]]
+        for row, col in places
+    ]
+    strided = [whole[:, :, row::n, col::n] for row, col in places]
+    if whole is pixels and n % 2:
+        # corners not aligned and n odd: every sampling point is a pixel of the middle offset's
+        base = strided[n * n // 2]
+    else:
+        base = _resize(pixels, size)
+    return [*local, *strided, base]
 
 
 def _resize(pixels: Tensor, size: Grid) -> Tensor:

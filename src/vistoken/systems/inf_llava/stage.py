@@ -33,6 +33,7 @@ class InfDem(ConnectorStage):
     """
 
     config_class = InfDemConfig
+    fewer_tokens = "set another pool than none in inf-dem"
 
     def __init__(self, config: InfDemConfig, context: StageContext) -> None:
         super().__init__(config, context)

@@ -13,7 +13,7 @@ from vistoken.core.parts import TowerInput, ViewFunction
 from vistoken.core.registry import load_part, make_config
 from vistoken.core.tables import VIEW, ViewKind
 from vistoken.systems.inf_llava.config import InfDcmConfig, live_phases
-from vistoken.systems.inf_llava.cutting import cut_views, warn_once
+from vistoken.systems.inf_llava.cutting import list_views, warn_once
 
 LOCAL_GROUP, STRIDED_GROUP = 1, 2
 
@@ -59,10 +59,10 @@ class InfDcm(ViewFunction):
         n = self.config.n
         kept = [*range(n * n), *(n * n + phase for phase in self._strided), 2 * n * n]
         per_tower = [
-            cut_views(prepared[None], n, tower.size)[0, kept].contiguous()
+            list_views(prepared[None], n, tower.size)
             for prepared, tower in zip(self._whole.pixels(image), self.towers, strict=True)
         ]
-        return [views[number] for number in range(len(kept)) for views in per_tower]
+        return [views[number][0] for number in kept for views in per_tower]
 
     def _tower_rows(self, whole: Tensor, tower: TowerInput, number: int) -> Tensor:
         """All views of one tower; ``whole`` is the row of the picture that is cut."""

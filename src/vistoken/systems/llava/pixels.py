@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from vistoken.core.parts import TowerInput
+from vistoken.models.pixels import normalise
 
 LONGEST_SIDE = 10_000
 """Pictures are made smaller before padding only when the padded canvas would exceed this side."""
@@ -80,22 +79,20 @@ def to_tower(image: Image.Image, tower: TowerInput) -> Tensor:
 def stretch_to_tower(image: Image.Image, tower: TowerInput) -> Tensor:
     """Resize a picture to the tower's exact size, aspect ratio ignored; (3, height, width)."""
     height, width = tower.size
-    return normalise(image.resize((width, height), Image.Resampling.BICUBIC), tower)
-
-
-def normalise(image: Image.Image, tower: TowerInput) -> Tensor:
-    """Scale an RGB picture to [0, 1] and standardise it: (3, height, width) float32."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
-    scaled = (pixels.to(torch.float64) * (1 / 255)).to(torch.float32)
-    mean = torch.tensor(tower.mean, dtype=torch.float32)[:, None, None]
-    std = torch.tensor(tower.std, dtype=torch.float32)[:, None, None]
-    return ((scaled - mean) / std).contiguous()
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return normalise(image, tower)
 
 
 def paste_centred(
     image: Image.Image, size: tuple[int, int], offset: tuple[int, int], colour: Sequence[int]
 ) -> Image.Image:
-    """Put a picture on a canvas of ``size`` (height, width) at ``offset`` (top, left)."""
+    """Put a picture on a canvas of ``size`` (height, width) at ``offset`` (top, left).
+
+    A picture that fills the canvas is given back as it is.
+    """
+    if (image.height, image.width) == tuple(size):
+        return image
     canvas = Image.new("RGB", (size[1], size[0]), tuple(colour))
     canvas.paste(image, (offset[1], offset[0]))
     return canvas

@@ -118,6 +118,7 @@ class Pool(ConnectorStage):
     """
 
     config_class = PoolConfig
+    fewer_tokens = "give pool a smaller grid"
 
     @classmethod
     def context_after(cls, config: PoolConfig, context: StageContext) -> StageContext:

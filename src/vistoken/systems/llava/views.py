@@ -153,6 +153,7 @@ class AnyRes(ViewFunction):
     """
 
     config_class = AnyResConfig
+    fewer_tokens = "allow smaller grids in the option grids of anyres"
 
     def view_table(self, height: int, width: int) -> Tensor:
         """Row 0 shows the whole picture, the others its tiles, row-major."""

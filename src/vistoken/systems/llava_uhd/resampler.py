@@ -38,6 +38,7 @@ class UhdResampler(ConnectorStage):
     """
 
     config_class = UhdResamplerConfig
+    fewer_tokens = "give uhd-resampler a smaller grid"
     pos_embed: Tensor
 
     def __init__(self, config: UhdResamplerConfig, context: StageContext) -> None:

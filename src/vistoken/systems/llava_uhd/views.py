@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vistoken.core.parts import Grid, TowerInput, ViewFunction
 from vistoken.core.tables import VIEW, ViewKind
+from vistoken.models.pixels import normalise
 from vistoken.systems.llava_uhd.config import UhdSlicesConfig
 from vistoken.systems.llava_uhd.slicing import (
     Size,
@@ -33,6 +33,7 @@ class UhdSlices(ViewFunction):
     """
 
     config_class = UhdSlicesConfig
+    fewer_tokens = "lower max_slices of uhd-slices, or set its longest_side or overview_only"
 
     def plan(self, height: int, width: int) -> SlicePlan:
         """Sizes and grid for a picture of this size in pixels."""
@@ -97,7 +98,7 @@ class UhdSlices(ViewFunction):
                     whole = (grid[0] * height, grid[1] * width)
                     canvases[grid, number] = _resize(image, whole)
                 box = (col * width, row * height, (col + 1) * width, (row + 1) * height)
-                views.append(_normalise(canvases[grid, number].crop(box), tower))
+                views.append(normalise(canvases[grid, number].crop(box), tower))
         return views
 
     def _start_size(self, height: int, width: int) -> Size:
@@ -129,12 +130,3 @@ def _resize(image: Image.Image, size: Size) -> Image.Image:
     if (image.height, image.width) == size:
         return image
     return image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-
-
-def _normalise(image: Image.Image, tower: TowerInput) -> Tensor:
-    """Pixels of an RGB picture in [0, 1], standardised: (3, height, width) float32."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
-    mean = torch.tensor(tower.mean, dtype=torch.float32)[:, None, None]
-    std = torch.tensor(tower.std, dtype=torch.float32)[:, None, None]
-    # division in float32 gives the numbers that Hugging Face's processors take from float64
-    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
