@@ -134,6 +134,31 @@ def test_the_prior_of_a_training_file(finished, pico, tmp_path):
     assert "grey" not in table["name"]
 
 
+def test_grey_pictures_of_the_first_pictures_only(finished, pico, tmp_path):
+    tasks, full, _ = finished
+    table = again(pico, tasks, tmp_path / "out", grey_limit=1)["tasks"]["val"]
+    assert (table["all"]["n"], table["all"]["grey_n"]) == (9, 3)
+    asked = [record for record in Results(tmp_path / "out").records() if record.grey is not None]
+    assert {record.cluster for record in asked} == {"0.png"}
+    assert asked == [record for record in Results(full).records() if record.cluster == "0.png"]
+
+
+def test_further_answers_that_count_as_right(finished, pico, tmp_path):
+    tasks, _, _ = finished
+    rows = [json.loads(line) for line in tasks[0].path.read_text("utf-8").splitlines()]
+    short = {"max_new_tokens": 4, "grey": False}
+    again(pico, tasks, tmp_path / "first", method="generate", **short)
+    said = {record.id: record for record in Results(tmp_path / "first").records()}
+    assert not any(record.right for record in said.values())
+    for row in rows:
+        row["accepted"] = [said[row["id"]].reference, said[row["id"]].answer]
+    path = tasks[0].path.with_name("accepting.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for method in ("generate", "forced"):
+        summary = again(pico, read_tasks([path]), tmp_path / method, method=method, **short)
+        assert summary["tasks"]["accepting"]["all"]["model"]["value"] == 1, method
+
+
 def record(name, right, picture="a", kind="name"):
     return Record("val", name, kind, picture, "yes", "yes", True, right, False)
 

@@ -62,22 +62,32 @@ class Answerer:
     max_new_tokens: int = 64
 
     @torch.inference_mode()
-    def __call__(self, asked: Sequence[Asked], answers: Sequence[str]) -> list[Answer]:
+    def __call__(
+        self,
+        asked: Sequence[Asked],
+        answers: Sequence[str],
+        others: Sequence[Sequence[str]] | None = None,
+    ) -> list[Answer]:
         """Answer questions about the same pictures.
 
         Args:
             asked: The questions.
             answers: The right answer of each.
+            others: Further answers of each that count as right; none when None.
         """
+        rights = [
+            (answer, *more)
+            for answer, more in zip(answers, others or [()] * len(asked), strict=True)
+        ]
         if self.method == "generate":
-            return self._written(asked, answers)
+            return self._written(asked, rights)
         results: list[Answer | None] = [None] * len(asked)
         for members in _sharing(asked):
             tokens = self._forced([asked[number] for number in members])
             for number, said in zip(members, tokens, strict=True):
-                results[number] = self._judge(asked[number], said, answers[number])
+                results[number] = self._judge(asked[number], said, rights[number])
         open_ones = [number for number, result in enumerate(results) if result is None]
-        written = self._written([asked[n] for n in open_ones], [answers[n] for n in open_ones])
+        written = self._written([asked[n] for n in open_ones], [rights[n] for n in open_ones])
         for number, answer in zip(open_ones, written, strict=True):
             results[number] = answer
         return [result for result in results if result is not None]
@@ -110,20 +120,21 @@ class Answerer:
         logits[:, self.model.generation_config.suppress_tokens or []] = -torch.inf
         return logits.argmax(-1).cpu()
 
-    def _judge(self, asked: Asked, said: Sequence[int], answer: str) -> Answer | None:
+    def _judge(self, asked: Asked, said: Sequence[int], right: Sequence[str]) -> Answer | None:
         """The answer that these arg-maxes mean; None where the model must write on."""
         wanted = [label for label in asked.row.labels if label != IGNORE]
         ends = self._end_tokens()
-        for place, (token, right) in enumerate(zip(said, wanted, strict=True)):
+        for place, (token, forced) in enumerate(zip(said, wanted, strict=True)):
             if token in ends or place == self.max_new_tokens:
                 text = self._text(said[:place])
-                return Answer(exact_match(text, answer), text)
-            if token != right:
+                return Answer(_matches(text, right), text)
+            if token != forced:
                 text = self._text(said[: place + 1])
-                return None if could_become(text, answer) else Answer(False, text, complete=False)
+                possible = any(could_become(text, answer) for answer in right)
+                return None if possible else Answer(False, text, complete=False)
         return None  # the template ends an answer with a token that does not end generation
 
-    def _written(self, asked: Sequence[Asked], answers: Sequence[str]) -> list[Answer]:
+    def _written(self, asked: Sequence[Asked], rights: Sequence[Sequence[str]]) -> list[Answer]:
         """Let the model write, questions of equal prompt length at a time, so nothing is padded."""
         results: list[Answer | None] = [None] * len(asked)
         lengths: dict[int, list[int]] = {}
@@ -132,7 +143,7 @@ class Answerer:
         for members in lengths.values():
             texts = self._generate([asked[number] for number in members])
             for number, text in zip(members, texts, strict=True):
-                results[number] = Answer(exact_match(text, answers[number]), text)
+                results[number] = Answer(_matches(text, rights[number]), text)
         return [result for result in results if result is not None]
 
     def _generate(self, asked: Sequence[Asked]) -> list[str]:
@@ -169,6 +180,11 @@ class Answerer:
             list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
+
+
+def _matches(text: str, answers: Sequence[str]) -> bool:
+    """Whether a text is one of the right answers."""
+    return any(exact_match(text, answer) for answer in answers)
 
 
 def could_become(beginning: str, answer: str) -> bool:

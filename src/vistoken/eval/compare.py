@@ -13,7 +13,7 @@ from vistoken.eval.records import Record, Results, differences
 from vistoken.eval.scoring import bootstrap_mean
 from vistoken.eval.summary import ALL, percent
 
-_MAY_DIFFER = ("model", "versions", "weights", "prompt", "grey", "prior")
+_MAY_DIFFER = ("model", "versions", "weights", "prompt", "grey", "grey_limit", "prior")
 """What two results may differ in without being asked: the model and its controls."""
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration
     from vistoken.models.processing import VistokenProcessor
 
-_FORMAT = 1
+_FORMAT = 2
 
 Tell = Callable[[str, int, int], None]
 
@@ -40,6 +40,7 @@ class EvalOptions:
         method: ``forced`` (one packed pass, the same answers) or ``generate``.
         max_new_tokens: Longest answer that is written.
         grey: Also ask everything about a grey picture of the same size.
+        grey_limit: Only about the first so many pictures of each task; about all when None.
         prior: Data file whose answers give the answer prior; the task file itself when None.
         limit: Pictures of each task, all when None; as the tasks were read with.
         cache: Folder of a feature cache; None encodes every picture.
@@ -49,6 +50,7 @@ class EvalOptions:
     method: Method = "forced"
     max_new_tokens: int = 64
     grey: bool = False
+    grey_limit: int | None = None
     prior: Path | None = None
     limit: int | None = None
     cache: Path | None = None
@@ -81,6 +83,7 @@ def describe(
         "method": options.method,
         "max_new_tokens": options.max_new_tokens,
         "grey": options.grey,
+        "grey_limit": options.grey_limit,
         "prior": "task" if options.prior is None else _digest(options.prior),
         "versions": {
             package: importlib.metadata.version(package)
@@ -123,7 +126,11 @@ def evaluate(
     began = time.perf_counter()
     asker = _Asker(model, processor, options)
     for task in tasks:
-        _ask_task(task, asker, results, {r.id for r in done if r.task == task.name}, progress)
+        asked = {record.id for record in done if record.task == task.name}
+        greys = 0
+        if options.grey:
+            greys = len(task.groups) if options.grey_limit is None else options.grey_limit
+        _ask_task(task, asker, results, asked, greys, progress)
     seconds = time.perf_counter() - began
     summary = {
         "settings": settings,
@@ -173,16 +180,23 @@ class _Asker:
         self.see = PromptMaker(model, processor, encode)
         self.blind = PromptMaker(model, processor, GreyEncoder(model, processor))
         self.answer = Answerer(model, processor, options.method, options.max_new_tokens)
-        self.grey = options.grey
         self.prior = None if options.prior is None else answer_prior(read_answers(options.prior))
 
-    def __call__(self, group: Sequence[Question], prior: Mapping[str, str]) -> list[Record]:
+    def __call__(
+        self, group: Sequence[Question], prior: Mapping[str, str], grey_too: bool
+    ) -> list[Record]:
         references = [question.answer for question in group]
-        said = self.answer(self.see(group), references)
+        others = [question.others for question in group]
+        said = self.answer(self.see(group), references, others)
         grey: Sequence[Answer | None] = [None] * len(group)
-        if self.grey:
-            grey = self.answer(self.blind(group), references)
-        hits = prior_hits(prior, [(question.kind, question.answer) for question in group])
+        if grey_too:
+            grey = self.answer(self.blind(group), references, others)
+        hits = [
+            any(
+                prior_hits(prior, [(question.kind, a) for a in (question.answer, *question.others)])
+            )
+            for question in group
+        ]
         return [
             Record(
                 question.task,
@@ -201,15 +215,20 @@ class _Asker:
 
 
 def _ask_task(
-    task: Task, asker: _Asker, results: Results, done: set[str], progress: Tell | None
+    task: Task,
+    asker: _Asker,
+    results: Results,
+    done: set[str],
+    greys: int,
+    progress: Tell | None,
 ) -> None:
     own = answer_prior((question.kind, question.answer) for question in task.questions)
     total = len(task.questions)
     count = 0
-    for group in task.groups:
+    for number, group in enumerate(task.groups):
         left = [question for question in group if question.id not in done]
         if left:
-            results.append(asker(left, asker.prior or own))
+            results.append(asker(left, asker.prior or own, number < greys))
         count += len(group)
         if progress is not None:
             progress(f"ask {task.name}", count, total)

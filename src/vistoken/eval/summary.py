@@ -24,7 +24,8 @@ def summarise(
 
     Returns:
         Name -> ``n``, ``pictures``, and ``value``, ``low``, ``high`` of ``model``, ``prior``,
-        ``model_minus_prior`` and, where it was asked, ``grey`` and ``model_minus_grey``.
+        ``model_minus_prior`` and, of the ``grey_n`` questions that were also asked about a grey
+        picture, ``grey`` and ``model_minus_grey``.
     """
     kinds = {kind: (kind,) for kind in sorted({record.kind for record in records})}
     named: dict[str, Sequence[str]] = {**kinds, **(groups or {}), ALL: tuple(kinds)}
@@ -43,27 +44,34 @@ def _row(chosen: Sequence[Record], seed: int) -> dict[str, Any]:
         "prior": [record.prior for record in chosen],
         "model_minus_prior": [record.right - record.prior for record in chosen],
     }
-    grey = [record.grey for record in chosen if record.grey is not None]
-    if len(grey) == len(chosen):
-        columns["grey"] = [float(value) for value in grey]
-        columns["model_minus_grey"] = [
-            record.right - value for record, value in zip(chosen, grey, strict=True)
-        ]
     row: dict[str, Any] = {"n": len(chosen), "pictures": len(set(clusters))}
-    for name, values in columns.items():
-        estimate = bootstrap_mean(values, clusters, seed=seed)
-        row[name] = {k: round(v, 4) for k, v in asdict(estimate).items() if k != "n"}
+    row |= {name: _estimate(values, clusters, seed) for name, values in columns.items()}
+    blind = [(record, record.grey) for record in chosen if record.grey is not None]
+    if blind:
+        shown = [record.cluster for record, _ in blind]
+        minus = [record.right - grey for record, grey in blind]
+        row["grey_n"] = len(blind)
+        row["grey"] = _estimate([float(grey) for _, grey in blind], shown, seed)
+        row["model_minus_grey"] = _estimate(minus, shown, seed)
     return row
+
+
+def _estimate(values: Sequence[float], clusters: Sequence[str], seed: int) -> dict[str, float]:
+    estimate = bootstrap_mean(values, clusters, seed=seed)
+    return {k: round(v, 4) for k, v in asdict(estimate).items() if k != "n"}
 
 
 def table_rows(table: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells, percentages with their intervals."""
     columns = ["model", "grey", "prior", "model_minus_grey", "model_minus_prior"]
-    shown = [name for name in columns if all(name in row for row in table.values())]
+    shown = [name for name in columns if any(name in row for row in table.values())]
     heads = ["question", "n", "pictures", *(name.replace("_", " ") for name in shown)]
     rows = []
     for name, row in table.items():
-        cells = [percent(row[column], "+" if "minus" in column else "") for column in shown]
+        cells = [
+            percent(row[column], "+" if "minus" in column else "") if column in row else ""
+            for column in shown
+        ]
         rows.append([name, str(row["n"]), str(row["pictures"]), *cells])
     return heads, rows
 

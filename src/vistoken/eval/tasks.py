@@ -28,6 +28,7 @@ class Question:
         kind: What it asks.
         example: The conversation; its last message is the right answer.
         answer: The right answer's text.
+        others: Further answers that count as right, from the row's ``accepted``.
     """
 
     task: str
@@ -35,6 +36,7 @@ class Question:
     kind: str
     example: Example
     answer: str
+    others: tuple[str, ...] = ()
 
     @property
     def cluster(self) -> str:
@@ -89,7 +91,7 @@ def read_tasks(
 
 def read_answers(path: Path) -> list[tuple[str, str]]:
     """(kind, answer) of every row of a data file, for the answer prior; pictures are not needed."""
-    return [(kind, answer) for _, kind, _, answer in _rows(path)]
+    return [(kind, answer) for _, kind, _, answer, _ in _rows(path)]
 
 
 def _read(path: Path, image_root: Path | None, limit: int | None) -> Task:
@@ -97,7 +99,7 @@ def _read(path: Path, image_root: Path | None, limit: int | None) -> Task:
     groups: dict[object, list[Question]] = {}
     seen: set[str] = set()
     known: set[Path] = set()
-    for sample_id, kind, messages, answer in _rows(path):
+    for sample_id, kind, messages, answer, others in _rows(path):
         where = f"{path}: sample {sample_id!r}"
         if sample_id in seen:
             raise DataError(f"{where} comes twice; every question needs an id of its own")
@@ -109,13 +111,14 @@ def _read(path: Path, image_root: Path | None, limit: int | None) -> Task:
             known.add(image)
         example = Example(where, messages, images, kind)
         key = images or sample_id
-        groups.setdefault(key, []).append(Question(path.stem, sample_id, kind, example, answer))
+        question = Question(path.stem, sample_id, kind, example, answer, others)
+        groups.setdefault(key, []).append(question)
     chosen = tuple(tuple(group) for group in list(groups.values())[:limit])
     return Task(path.stem, path, hashlib.sha256(path.read_bytes()).hexdigest(), chosen)
 
 
-def _rows(path: Path) -> list[tuple[str, str, list[Any], str]]:
-    """Id, kind, messages and answer of every row."""
+def _rows(path: Path) -> list[tuple[str, str, list[Any], str, tuple[str, ...]]]:
+    """Id, kind, messages, answer and further right answers of every row."""
     rows = open_rows(path)
     read = []
     for index in range(len(rows)):
@@ -129,5 +132,7 @@ def _rows(path: Path) -> list[tuple[str, str, list[Any], str]]:
                 f"{name_sample(row, where)}: the last message must be the right answer (assistant)"
             )
         answer = "".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text")
-        read.append((str(row["id"]), str(row.get("kind") or NO_KIND), list(messages), answer))
+        others = tuple(str(one) for one in row.get("accepted") or () if str(one) != answer)
+        kind = str(row.get("kind") or NO_KIND)
+        read.append((str(row["id"]), kind, list(messages), answer, others))
     return read

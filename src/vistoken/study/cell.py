@@ -188,10 +188,10 @@ class CellRunner:
             self.grid.asking.method,
             self.grid.asking.max_new_tokens,
             self.grid.asking.grey and cell.arm == self.grid.study.baseline,
-            self.data.train,
-            self.grid.asking.limit,
-            self.cache,
-            self.grid.asking.groups,
+            prior=self.data.train,
+            limit=self.grid.asking.limit,
+            cache=self.cache,
+            groups=self.grid.asking.groups,
         )
         tasks = read_tasks(self.data.tasks, self.data.root, self.grid.asking.limit)
         return evaluate(

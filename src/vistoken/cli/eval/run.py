@@ -41,6 +41,10 @@ def run(
     grey: Annotated[
         bool, typer.Option("--grey", help="Also ask about a grey picture of the same size.")
     ] = False,
+    grey_limit: Annotated[
+        int | None,
+        typer.Option(min=0, help="Grey pictures for only the first pictures of each task."),
+    ] = None,
     prior: Annotated[
         Path | None,
         typer.Option(help="Training file whose commonest answers are the prior (the task itself)."),
@@ -81,6 +85,7 @@ def run(
         method,  # type: ignore[arg-type]  # checked above
         max_new_tokens,
         grey,
+        grey_limit,
         prior,
         limit,
         cache,
