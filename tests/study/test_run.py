@@ -94,3 +94,15 @@ def _check_starts(out):
             for s in "01"
         )
     )
+
+
+def test_the_packages_study_at_its_toy_size(tmp_path):
+    """Every arm, composed shapes, shared alignment, table: in seconds."""
+    study = load_study("spatial-tokens").model_copy(update={"seeds": (0,), "latency_rounds": 1})
+    report = run_study(make_grid(study, "toy"), tmp_path / "out")
+    assert report["cells"] == {"finished": 9, "all": 9}
+    assert report["arms"]["row-col"]["cost"]["visual_tokens"] == 16
+    assert report["arms"]["sp-pooling"]["cost"]["visual_tokens"] > 16
+    table = (tmp_path / "out" / "study.md").read_text("utf-8")
+    assert all(f"| {arm} | 1 |" in table for arm in study.arms)
+    assert "| free-tokens |" in table.split("## Difference to mlp, val")[1]

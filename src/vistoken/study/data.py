@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vistoken.core.errors import DataError, UsageError
 from vistoken.data.reading import open_rows
@@ -14,6 +14,7 @@ from vistoken.data.scenes import make_scenes
 from vistoken.data.scenes.v1 import make_set
 from vistoken.study.grid import file_digest
 from vistoken.study.settings import Data
+from vistoken.study.terse import terse_row, terse_scene
 from vistoken.train.trained import write_atomically
 
 Tell = Callable[[str, int, int], None]
@@ -60,8 +61,8 @@ def prepare(data: Data, given: Path | None, output: Path, progress: Tell | None)
         make = make_scenes if data.set == "plain" else make_set
         make(root, scenes=dict(data.scenes), seed=data.seed, source=data.source, progress=progress)
     files = {split: _split(root, split) for split in dict.fromkeys((data.train, *data.tasks))}
-    if data.kinds is not None:
-        files = {split: _keep(path, data.kinds, output / "data") for split, path in files.items()}
+    if data.kinds is not None or data.wording == "terse":
+        files = {split: _keep(path, data, output / "data") for split, path in files.items()}
     return StudyData(root, files[data.train], tuple(files[task] for task in data.tasks))
 
 
@@ -72,19 +73,35 @@ def _split(root: Path, split: str) -> Path:
     return path
 
 
-def _keep(path: Path, kinds: tuple[str, ...], folder: Path) -> Path:
-    """Write the rows of these kinds; the annotations come along."""
+def _keep(path: Path, data: Data, folder: Path) -> Path:
+    """Write the rows of the wanted kinds in the wanted wording; the annotations come along."""
     rows = open_rows(path)
-    kept = [row for row in (rows[n] for n in range(len(rows))) if row.get("kind") in kinds]
+    kept: list[dict[str, Any]] = [
+        row
+        for row in (rows[number] for number in range(len(rows)))
+        if data.kinds is None or row.get("kind") in data.kinds
+    ]
+    if data.wording == "terse":
+        kept = [row for row in map(terse_row, kept) if row is not None]
     if not kept:
-        raise DataError(f"{path} has no question of the kinds {', '.join(kinds)}")
+        kinds = "any kind" if data.kinds is None else f"the kinds {', '.join(data.kinds)}"
+        raise DataError(f"{path} has no question of {kinds}")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / path.name
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-    content = text.encode("utf-8")
-    if not target.is_file() or target.read_bytes() != content:
-        write_atomically(target, content)
+    _write_lines(target, kept)
     annotations = path.with_suffix(_SCENES)
     if annotations.is_file():
-        shutil.copyfile(annotations, target.with_suffix(_SCENES))
+        scenes = [json.loads(line) for line in annotations.read_text("utf-8").splitlines()]
+        shorten = data.wording == "terse"
+        _write_lines(
+            target.with_suffix(_SCENES), [terse_scene(row) if shorten else row for row in scenes]
+        )
     return target
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a JSONL file unless it is there already."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    content = text.encode("utf-8")
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)

@@ -32,6 +32,8 @@ class Data(_Strict):
         train: Split that is trained on.
         tasks: Splits that are asked.
         kinds: Kinds of questions that are kept in all splits; all of them when None.
+        wording: ``full`` as the data has it, or ``terse``: what is asked and one-word names, for
+            language models that start from nothing.
     """
 
     set: Literal["plain", "vistoken-scenes-v1"] = "plain"
@@ -41,6 +43,7 @@ class Data(_Strict):
     train: str = "train"
     tasks: tuple[str, ...] = Field(default=("val",), min_length=1)
     kinds: tuple[str, ...] | None = None
+    wording: Literal["full", "terse"] = "full"
 
 
 class Asking(_Strict):
