@@ -11,6 +11,8 @@ BEGIN, END = "<!-- table -->", "<!-- /table -->"
 TITLES = {
     "val": "Held-out compositions of known drawings",
     "style": "Drawings in a held-out style",
+    "classes": "Things whose names training never showed or spoke of",
+    "photographs": "Photographs, questions written by hand",
 }
 HEADER = (
     "| Question | n | nano | nano, grey picture | answer prior | nano minus grey |\n"
@@ -37,12 +39,16 @@ def table(splits: Mapping[str, Mapping[str, Any]]) -> str:
 
 def write_table(card: Path, splits: Mapping[str, Mapping[str, Any]]) -> str:
     """Put the table between the marks of a card and return it; a card that is absent is begun."""
+    return write_between(card, table(splits))
+
+
+def write_between(card: Path, made: str) -> str:
+    """Put text between the marks of a card and return it; a card that is absent is begun."""
     text = card.read_text(encoding="utf-8") if card.exists() else f"# nano\n\n{BEGIN}\n{END}\n"
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"{card} lacks the marks {BEGIN} and {END}; add both where the table goes")
-    made = table(splits)
     partial = card.with_suffix(".partial")
     partial.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
     os.replace(partial, card)
@@ -50,8 +56,12 @@ def write_table(card: Path, splits: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _line(kind: str, row: Mapping[str, Any]) -> str:
-    shown = [_percent(row["model"]), _percent(row["grey"]), f"{100 * row['prior']['value']:.1f}"]
-    shown.append(_percent(row["model_minus_grey"], sign="+"))
+    grey, minus = "", ""
+    if "grey" in row:
+        few = "" if row["grey_n"] == row["n"] else f" (n {row['grey_n']})"
+        grey = _percent(row["grey"]) + few
+        minus = _percent(row["model_minus_grey"], sign="+")
+    shown = [_percent(row["model"]), grey, f"{100 * row['prior']['value']:.1f}", minus]
     return f"| {kind} | {row['n']} | " + " | ".join(shown) + " |"
 
 
