@@ -1,6 +1,7 @@
 """Killed at any moment, on a full disk, on a read-only one: what is left can be used."""
 
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -212,6 +213,38 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path) -> None:
     publish(new, tmp_path / "checkpoint-3")
     assert json.loads((tmp_path / "checkpoint-3" / "score.json").read_text()) == {"loss": 2.0}
     assert not new.exists()
+
+
+@pytest.mark.parametrize("moment", range(10))
+def test_dying_while_replacing_leaves_the_old_one_or_the_new(tmp_path, monkeypatch, moment):
+    """Death before each change of the folder in turn; there is no other checkpoint."""
+    make(tmp_path, 3, 1.0)
+    new = make(tmp_path / ".saving-checkpoint-3", 3, 2.0)
+    calls = itertools.count()
+
+    def dying(original):
+        def call(*args, **options):
+            if next(calls) == moment:
+                raise _Killed
+            return original(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("os.replace", "os.fsync", "shutil.rmtree"):
+            module, function = name.split(".")
+            original = getattr({"os": os, "shutil": shutil}[module], function)
+            patch.setattr(f"vistoken.train.checkpoints.{name}", dying(original))
+        if moment < 9:
+            with pytest.raises(_Killed):
+                publish(new, tmp_path / "checkpoint-3")
+        else:  # the moments are all of them
+            publish(new, tmp_path / "checkpoint-3")
+    left = last_checkpoint(tmp_path)
+    assert left == tmp_path / "checkpoint-3"
+    assert json.loads((left / "score.json").read_text())["loss"] in (1.0, 2.0)
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing_saved(data, tmp_path, monkeypatch) -> None:

@@ -2,11 +2,13 @@
 
 A checkpoint is written beside the others under a hidden name and renamed when every file is on
 disk; it is renamed away before it is deleted. So whatever has a checkpoint's name is complete, at
-whatever moment the process is killed.
+whatever moment the process is killed. One that is replaced by another of its step is put aside
+first, and gets its name back if the process dies before the other one has it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -22,6 +24,8 @@ STATE = "trainer_state.json"
 _SCORE = "score.json"
 _SAVING = ".saving-"
 _GONE = ".gone-"
+_ASIDE = ".aside-"
+_TRAINING_METRICS = ("loss", "exact/")
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -39,9 +43,24 @@ class AtomicCheckpoints(_Trainer):
     _staging: Path | None = None
 
     def checkpoint_score(self, metric: str) -> float | None:
-        """A metric of the weights that are being saved; by default the one logged last."""
-        logged = (r[metric] for r in reversed(self.state.log_history) if metric in r)
+        """A metric of the weights that are being saved; by default the one logged last.
+
+        None where it was logged before the latest checkpoint: it says nothing of these weights.
+        """
+        logged = (r[metric] for r in reversed(self._new_records()) if metric in r)
         return next(logged, None)
+
+    def _new_records(self) -> list[dict[str, Any]]:
+        """Records since the latest checkpoint before the current step."""
+        folder, step = Path(str(self.args.output_dir)), self.state.global_step
+        since = max((n for n in map(step_of, checkpoints(folder)) if n < step), default=0)
+        return [record for record in self.state.log_history if since < record["step"] <= step]
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # a checkpoint without a record since the one before is judged by a record of its own
+        if self.control.should_save and (self.keep_best or "").startswith(_TRAINING_METRICS):
+            self.control.should_log = self.control.should_log or not self._new_records()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
@@ -81,10 +100,13 @@ def publish(written: Path, target: Path) -> None:
         if path.is_file():
             _flush(path)
     _flush(written)
+    aside = target.with_name(f"{_ASIDE}{target.name}")
     if target.exists():  # an earlier session's of the same step
-        discard(target)
+        os.replace(target, aside)
     os.replace(written, target)
     _flush(target.parent)
+    if aside.exists():
+        discard(aside)
 
 
 def discard(checkpoint: Path) -> None:
@@ -95,8 +117,17 @@ def discard(checkpoint: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
+def restore(folder: Path) -> None:
+    """Give checkpoints their names back that a killed process had put aside to replace them."""
+    for aside in folder.glob(f"{_ASIDE}*"):
+        target = folder / aside.name.removeprefix(_ASIDE)
+        with contextlib.suppress(FileNotFoundError):  # another process of this run was faster
+            discard(aside) if target.exists() else os.replace(aside, target)
+
+
 def sweep(folder: Path) -> None:
     """Delete what a killed process left half-written or half-deleted."""
+    restore(folder)
     for pattern in (f"{_SAVING}*", f"{_GONE}*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
@@ -123,15 +154,21 @@ def prune(folder: Path, keep: int | None, keep_best: str | None) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints of a stage, oldest first."""
     found = [
-        (int(path.name.removeprefix(PREFIX)), path)
+        (step_of(path), path)
         for path in folder.glob(f"{PREFIX}*")
         if path.name.removeprefix(PREFIX).isdigit() and _read(path / STATE) is not None
     ]
     return [path for _, path in sorted(found)]
 
 
+def step_of(checkpoint: Path) -> int:
+    """Optimiser steps done by a checkpoint."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a stage."""
+    """The newest complete checkpoint of a stage; see :func:`restore`."""
+    restore(folder)
     found = checkpoints(folder)
     return found[-1] if found else None
 
@@ -166,7 +203,7 @@ def best_checkpoint(folder: Path, metric: str) -> Best | None:
         if best is None or (
             value <= best.value if metric.endswith("loss") else value >= best.value
         ):
-            best = Best(path, int(path.name.removeprefix(PREFIX)), metric, value)
+            best = Best(path, step_of(path), metric, value)
     return best
 
 

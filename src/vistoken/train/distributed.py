@@ -58,6 +58,15 @@ def greatest(value: float) -> float:
     return max(map(float, values))
 
 
+def summed(values: tuple[int, ...]) -> tuple[int, ...]:
+    """The sums of all processes' numbers, place by place."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    gathered: list[Any] = [values] * dist.get_world_size()
+    dist.all_gather_object(gathered, values)
+    return tuple(map(sum, zip(*gathered, strict=True)))
+
+
 @contextmanager
 def main_first() -> Iterator[bool]:
     """The main process goes through the block before the others do; gives whether this is it.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -114,10 +115,18 @@ def peak_memory() -> int:
 
 
 class Progress(TrainerCallback):
-    """Shows how far a stage is: a bar on a terminal, a line per log record elsewhere."""
+    """Shows how far a stage is: a bar on a terminal, a line per log record elsewhere.
 
-    def __init__(self, stage: str) -> None:
+    The first step of a session is shown at once: it tells how long the others will take.
+
+    Args:
+        stage: The stage's name.
+        time_left: Seconds after which the stage ends at the latest.
+    """
+
+    def __init__(self, stage: str, time_left: Callable[[], float] = lambda: math.inf) -> None:
         self.stage = stage
+        self._time_left = time_left
         self._bar: Any = None
         self._task: Any = None
         self._start = 0.0
@@ -145,13 +154,18 @@ class Progress(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move the bar."""
+        """Move the bar; after the first step, say how long the rest will take."""
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step)
+        if state.global_step == self._first + 1 and not control.should_log:
+            self._show(state, {"eta_s": self.eta(state)})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Show a record."""
-        note = self._note(logs or {})
+        self._show(state, logs or {})
+
+    def _show(self, state: Any, record: dict[str, Any]) -> None:
+        note = self._note(record)
         if self._bar is not None:
             self._bar.update(self._task, note=note)
         else:
@@ -163,9 +177,10 @@ class Progress(TrainerCallback):
             self._bar.stop()
 
     def eta(self, state: Any) -> float:
-        """Seconds to go at the mean speed since the start of this session."""
+        """Seconds to go at the mean speed since the start of this session, or until the end."""
         done = max(state.global_step - self._first, 1)
-        return (time.perf_counter() - self._start) / done * (state.max_steps - state.global_step)
+        pace = (time.perf_counter() - self._start) / done
+        return min(pace * (state.max_steps - state.global_step), self._time_left())
 
     @staticmethod
     def _note(logs: dict[str, Any]) -> str:

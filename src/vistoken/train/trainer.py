@@ -23,6 +23,7 @@ from vistoken.train.arguments import schedule
 from vistoken.train.checkpoints import AtomicCheckpoints
 from vistoken.train.data_time import TimedData
 from vistoken.train.distributed import greatest, run_through
+from vistoken.train.empty_batches import MeansOfFilled
 from vistoken.train.examples import Items, Numbers, ScenePicture
 from vistoken.train.feeds import FEEDS
 from vistoken.train.finite import FiniteSteps, NamedBatches
@@ -55,7 +56,13 @@ _SESSION = "session.json"
 
 
 class VistokenTrainer(
-    AtomicCheckpoints, FiniteSteps, CurrentSettings, RecordsLeftOut, TimedData, Trainer
+    AtomicCheckpoints,
+    FiniteSteps,
+    CurrentSettings,
+    RecordsLeftOut,
+    TimedData,
+    MeansOfFilled,
+    Trainer,
 ):
     """Trains one stage.
 
@@ -113,7 +120,7 @@ class VistokenTrainer(
         self.meter = Meter()
         self.lengths = lengths
         self.left_out = left_out or LeftOutLog(metrics.with_name(LEFT_OUT), stage.name)
-        self.progress = Progress(stage.name)
+        self.progress = Progress(stage.name, self._time_left)
         self.interrupt = StopOnSignal()
         self._elapsed_before = 0.0
         self._began = time.perf_counter()
@@ -193,7 +200,10 @@ class VistokenTrainer(
         # through the wrapper, which exchanges the gradients; past it every process trains alone
         batch = TrainBatch(self.model, inputs, self.meter, self._clock())
         step: StepLoss = run_through(model, self.model, lambda: self.objective.loss(batch))
-        loss = step.mean if num_items_in_batch is None else self._share(step, num_items_in_batch)
+        if num_items_in_batch is None:
+            loss = self.over_filled(step.mean)
+        else:
+            loss = self._share(step, num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
     def _share(self, step: StepLoss, targets_of_step: Tensor | int) -> Tensor:
@@ -215,16 +225,14 @@ class VistokenTrainer(
             logs = {**logs, **self.meter.read(self.objective.unit), **self.objective.scores()}
             logs |= {key: float(count) for key, count in self.left_out.counts.items()}
             logs["peak_memory_mb"] = peak_memory() / 1e6
-            logs["eta_s"] = self._eta()
+            logs["eta_s"] = self.progress.eta(self.state)
             logs["elapsed_s"] = self.elapsed
             logs |= self.held_out.due(self.stage, self.state.global_step)
         super().log(logs, start_time)
 
-    def _eta(self) -> float:
-        seconds = self.progress.eta(self.state)
-        if self.stage.minutes is None:
-            return seconds
-        return min(seconds, max(60 * self.stage.minutes - self.elapsed, 0.0))
+    def _time_left(self) -> float:
+        """Seconds until the stage's minutes are over."""
+        return max(60 * (self.stage.minutes or math.inf) - self.elapsed, 0.0)
 
     # -- checkpoints -------------------------------------------------------------------------
 
