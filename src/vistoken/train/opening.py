@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from vistoken.models.references import Reference, read_references
 from vistoken.train.cache import Compute, FeatureCache, fast_compute
 from vistoken.train.encoders import CachedEncoder, Encoder, PixelEncoder
 from vistoken.train.settings import RunConfig, StageConfig
+from vistoken.train.stage_views import stage_processor
 
 
 @dataclass
@@ -40,6 +41,12 @@ class OpenRun:
             self.encode = CachedEncoder(self.cache)
         else:
             self.encode = PixelEncoder(self.processor)
+
+    def for_stage(self, stage: StageConfig) -> OpenRun:
+        """This run with the views of a stage; the model stays the same object."""
+        if stage.views is None:
+            return self
+        return replace(self, processor=stage_processor(self.processor, stage))
 
     def folder(self, stage: StageConfig) -> Path:
         """Where a stage's checkpoints are."""

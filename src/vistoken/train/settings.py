@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vistoken.core.errors import UsageError
+from vistoken.core.registry import load_part
+from vistoken.models.pipeline import PartSpec
 from vistoken.train.group_settings import GroupConfig, GroupName, Strict
 
 TooLong = Literal["error", "drop-turns", "drop-sample"]
@@ -25,6 +27,8 @@ class StageConfig(Strict):
             registered part of kind ``objective``.
         needs: Stage whose weights this one starts from; it must be done before.
         template: Chat template of this stage; the recipe's own when None.
+        views: View function of this stage, a name or ``{part: ..., options: {...}}``; the recipe's
+            own when None. The trained model keeps the recipe's.
         labels: What is supervised: ``exact`` is every answer with its terminator; ``official`` are
             the masks of released LLaVA code, by the released name in ``template``.
         data: Data files of this stage; the run's when None.
@@ -72,6 +76,7 @@ class StageConfig(Strict):
     objective: str = "next-token"
     needs: str | None = None
     template: str | None = None
+    views: dict[str, Any] | str | None = None
     labels: Literal["exact", "official"] = "exact"
     data: tuple[Path, ...] | None = Field(default=None, min_length=1)
     image_root: Path | None = None
@@ -119,7 +124,16 @@ class StageConfig(Strict):
         if self.finish == "best" and self.keep_best is None:
             raise ValueError("finish: best needs keep_best, the metric to judge by")
         self._check_objective()
+        self._check_views()
         return self
+
+    def _check_views(self) -> None:
+        if self.views is None:
+            return
+        try:
+            load_part("views", PartSpec.read(self.views, "views").part)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
 
     def _check_objective(self) -> None:
         from vistoken.train.objectives import find_objective  # objectives read these settings

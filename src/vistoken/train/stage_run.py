@@ -92,6 +92,7 @@ def run_stage(
     Raises:
         Interrupted: A signal came; a checkpoint holds all that was done.
     """
+    run = run.for_stage(stage)
     started.check(stage, run.config.init)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.config.seed)

@@ -115,13 +115,14 @@ def _predict(
     from vistoken.cli.sources import read_config, read_image_processor
     from vistoken.models.cost import empty_model
     from vistoken.train.memory import predict_memory
+    from vistoken.train.stage_views import stage_spec
 
     recipe = str(run.recipe)
     spec = read_image_processor(recipe).spec
     return [
         predict_memory(
             empty_model(read_config(recipe)),
-            spec,
+            stage_spec(spec, stage),
             stage,
             bf16=bf16,
             length=length,
