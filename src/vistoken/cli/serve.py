@@ -18,6 +18,7 @@ from vistoken.cli.console import (
     quieten,
     say,
 )
+from vistoken.cli.serve_vllm import Engine, refuse_extra, serve_with_vllm
 from vistoken.core.errors import DataError, MachineError, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _MIB = 2**20
 
 
 def serve(
+    context: typer.Context,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,6 +83,9 @@ def serve(
     shutdown_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds to finish answers after SIGTERM.")
     ] = 60.0,
+    engine: Annotated[
+        Engine, typer.Option(help="vllm starts vLLM's server; further options are handed to it.")
+    ] = Engine.embedded,
     dry_run: DryRunOption = False,
 ) -> None:
     """Serve models with an OpenAI-compatible interface, in one process.
@@ -88,6 +93,18 @@ def serve(
     POST /v1/chat/completions, GET /v1/models, /health and /metrics. SIGTERM and Ctrl-C finish
     running answers first.
     """
+    if engine is Engine.vllm:
+        serve_with_vllm(
+            context,
+            _names(model or ["nano"]),
+            (host, port),
+            dtype,
+            _read_keys(api_key_file),
+            image_urls,
+            dry_run,
+        )
+        return
+    refuse_extra(context)
     _check_extra()
     quieten()
     from vistoken.cli.sources import check_model

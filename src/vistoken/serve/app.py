@@ -15,6 +15,7 @@ from vistoken import __version__
 from vistoken.serve.chat import ChatRoute, explained
 from vistoken.serve.engine.protocol import Engine
 from vistoken.serve.errors import RequestError
+from vistoken.serve.fetch import SafeFetch
 from vistoken.serve.gate import Gate
 from vistoken.serve.metrics import MeterRequests, Meters
 from vistoken.serve.pictures import Fetch
@@ -49,7 +50,8 @@ def create_app(
     Args:
         engines: What answers: one engine, or several by name.
         settings: What is allowed.
-        fetch: Gets pictures by URL; None refuses them.
+        fetch: Gets pictures by URL where the settings allow it; a :class:`SafeFetch` within their
+            limits when None.
         extend: Receives the application before its gate is put in front, to add pages.
 
     Returns:
@@ -58,7 +60,13 @@ def create_app(
     settings = settings or ServeSettings()
     served = dict(engines) if isinstance(engines, Mapping) else {engines.name: engines}
     meters = Meters(served)
-    chat = ChatRoute(served, settings, meters, fetch if settings.image_urls else None)
+    if not settings.image_urls:
+        fetch = None
+    elif fetch is None:
+        fetch = SafeFetch(
+            settings.image_url_bytes, settings.image_url_timeout_s, settings.image_url_redirects
+        )
+    chat = ChatRoute(served, settings, meters, fetch)
     app = FastAPI(
         title="vistoken",
         version=__version__,

@@ -52,10 +52,13 @@ class ChatRoute:
         self._meters, self._fetch = meters, fetch
         # Pictures are opened and prompts made here, beside the event loop and the engine's thread.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="vistoken-prepare")
+        # A slow host elsewhere holds up nobody who brought his pictures along.
+        self._fetching = ThreadPoolExecutor(8, thread_name_prefix="vistoken-fetch")
 
     def close(self) -> None:
         """Stop the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._fetching.shutdown(wait=False, cancel_futures=True)
 
     async def __call__(self, asked: ChatRequest, request: Request) -> Response:
         """Answer a request.
@@ -79,7 +82,8 @@ class ChatRoute:
         completion = Completion(asked.model, meant.sampling.n)
         gone = asyncio.create_task(_until_gone(request))
         try:
-            work = loop.run_in_executor(self._threads, self._put, engine, meant, listening)
+            threads = self._fetching if self._fetches(meant) else self._threads
+            work = loop.run_in_executor(threads, self._put, engine, meant, listening)
             if not await _first(work, gone, deadline - loop.time()):
                 listening.cancel()
                 return Response(status_code=CLIENT_LEFT)
@@ -99,6 +103,9 @@ class ChatRoute:
             raise
         finally:
             gone.cancel()
+
+    def _fetches(self, meant: Asked) -> bool:
+        return self._fetch is not None and any(s[:4].lower() == "http" for s in meant.sources)
 
     def _put(self, engine: Engine, meant: Asked, listening: Listening) -> None:
         pictures = open_pictures(meant.sources, self._settings.max_pixels, self._fetch)

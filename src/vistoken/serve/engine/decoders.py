@@ -111,15 +111,18 @@ class SharedDecoder:
         model: A model without mechanisms.
         max_rows: Most answers at a time.
         chunk: Prompt tokens read in one call.
+        places: Tokens of key/value memory, rows times the longest of them.
     """
 
-    def __init__(self, model: VistokenForConditionalGeneration, max_rows: int, chunk: int) -> None:
+    def __init__(
+        self, model: VistokenForConditionalGeneration, max_rows: int, chunk: int, places: int
+    ) -> None:
         self._model, self._chunk = model, chunk
         core: Any = model.model
         self._core = core
         config = core.language_model.config
         self._additive = config._attn_implementation == "eager"
-        self._cache = SlotCache(config.num_hidden_layers, max_rows)
+        self._cache = SlotCache(config.num_hidden_layers, max_rows, places)
         self._seats: list[Seat] = []
 
     def read(self, prompt: Prompt, features: ImageFeatures | None) -> Reading:
@@ -146,7 +149,8 @@ class SharedDecoder:
         seat = Seat(token, read.prompt.length, slot=len(self._seats))
         if not isinstance(read.cache, DynamicCache):
             raise TypeError("a prompt was read into a foreign cache")
-        self._cache.join(seat.slot, read.cache)
+        longest = max(each.length for each in [*self._seats, seat]) + 1
+        self._cache.join(seat.slot, read.cache, longest)
         self._seats.append(seat)
         return seat
 
@@ -155,7 +159,7 @@ class SharedDecoder:
         ordered = sorted(seats, key=lambda seat: seat.slot)
         device = self._model.device
         lengths = torch.tensor([seat.length for seat in ordered])
-        allowed = self._cache.open_step(ordered[0].slot, lengths)[:, None, None]
+        allowed = self._cache.open_step(len(self._seats), ordered[0].slot, lengths)[:, None, None]
         outputs = self._model(
             input_ids=torch.tensor([[seat.token] for seat in ordered], device=device),
             attention_mask=self._as_mask(allowed),

@@ -60,10 +60,10 @@ class EmbeddedEngine:
         self._created = int(time.time())
         self._alone = why_alone(model)
         self._max_context = _context(model, self.limits)
-        self._token_bytes = kv_bytes_per_token(model)
+        places = self.limits.kv_bytes // kv_bytes_per_token(model)
         decoder: Decoder
         if self._alone is None:
-            decoder = SharedDecoder(model, self.limits.max_rows, self.limits.prefill_chunk)
+            decoder = SharedDecoder(model, self.limits.max_rows, self.limits.prefill_chunk, places)
         else:
             logger.warning("%s is stepped row by row: %s", name, self._alone)
             decoder = AloneDecoder(model)
@@ -86,8 +86,9 @@ class EmbeddedEngine:
             Rules(model.generation_config),
             FeatureCache(self.limits.image_cache_bytes),
             self.limits.max_rows,
-            self.limits.kv_bytes // self._token_bytes,
+            places,
         )
+        self._worker.start()
         self._model, self._processor = model, processor
         self._closing = False
 

@@ -90,7 +90,7 @@ class Preparer:
             )
         self._processor = processor
         self._max_context, self._default = max_context, default_max_tokens
-        self._options = {"return_text_map": True} if with_text_map else {}
+        self._with_text_map = with_text_map
         # tokenizers keep state between calls, and two pictures at a time would be slower anyway
         self._lock = threading.Lock()
 
@@ -110,7 +110,7 @@ class Preparer:
                     tokenize=True,
                     return_dict=True,
                     return_tensors="pt",
-                    **self._options,
+                    return_text_map=self._with_text_map,
                 )
         except TemplateError as error:
             raise RequestError(

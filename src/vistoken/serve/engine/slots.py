@@ -106,17 +106,24 @@ class SlotCache(Cache):
     Args:
         layers: Number of decoder layers.
         max_slots: Most rows at a time.
+        capacity: Most slots times places.
     """
 
-    def __init__(self, layers: int, max_slots: int) -> None:
+    def __init__(self, layers: int, max_slots: int, capacity: int) -> None:
         self._own = [SlotLayer() for _ in range(layers)]
         super().__init__(layers=list(self._own))
-        self._max_slots = max_slots
+        self._max_slots, self._capacity = max_slots, capacity
         self._slots = self._places = 0
 
-    def join(self, slot: int, prompt: DynamicCache) -> None:
-        """Copy a prompt's cache (batch of one) into a slot."""
-        self._reserve(slot + 1, prompt.get_seq_length() + 1, prompt)
+    def join(self, slot: int, prompt: DynamicCache, longest: int) -> None:
+        """Copy a prompt's cache (batch of one) into the slot behind the others.
+
+        Args:
+            slot: Number of the rows that are there.
+            prompt: Its keys and values.
+            longest: Tokens of the longest of all rows, this one included.
+        """
+        self._reserve(slot + 1, longest, prompt)
         for mine, theirs in zip(self._own, prompt.layers, strict=True):
             mine.fill(slot, theirs.keys, theirs.values)
 
@@ -125,18 +132,19 @@ class SlotCache(Cache):
         for layer in self._own:
             layer.move(source, target, length)
 
-    def open_step(self, first: int, lengths: Tensor) -> Tensor:
+    def open_step(self, rows: int, first: int, lengths: Tensor) -> Tensor:
         """Say which rows the next call writes, and make room for their tokens.
 
         Args:
-            first: Slot of the first row; the others follow it.
-            lengths (Tensor): (B,) int64, tokens that each row holds already.
+            rows: Number of all rows.
+            first: Slot of the first row of the call; the others follow it.
+            lengths (Tensor): (B,) int64, tokens that each row of the call holds already.
 
         Returns:
             (B, longest) bool, the keys that each row may attend to, its new one included.
         """
         longest = int(lengths.max()) + 1
-        self._reserve(self._slots, longest, None)
+        self._reserve(rows, longest, None)
         places = lengths.to(self._device())
         for layer in self._own:
             layer.rows = slice(first, first + len(lengths))
@@ -157,14 +165,17 @@ class SlotCache(Cache):
         keys, _ = self._own[0]._buffers()
         return keys.device
 
-    def _reserve(self, slots: int, places: int, prompt: DynamicCache | None) -> None:
-        if slots <= self._slots and places <= self._places:
+    def _reserve(self, rows: int, places: int, prompt: DynamicCache | None) -> None:
+        if rows <= self._slots and places <= self._places:
             return
-        if slots > self._slots:  # doubling keeps copies few
-            slots = min(self._max_slots, max(slots, 2 * self._slots))
-        if places > self._places:
-            places = max(places, self._places + max(64, self._places // 4))
-        self._slots, self._places = max(slots, self._slots), max(places, self._places)
+        slots, length = self._slots, self._places
+        if rows > slots:  # some more than asked for: copies stay few
+            slots = min(self._max_slots, 2 * rows)
+        if places > length:
+            length = places + max(64, places // 4)
+        if slots * length > self._capacity:
+            slots, length = rows, max(places, min(length, self._capacity // rows))
+        self._slots, self._places = slots, length
         for number, layer in enumerate(self._own):
             theirs = layer if prompt is None else prompt.layers[number]
             like = (theirs.keys, theirs.values)
@@ -177,5 +188,6 @@ def _grown(buffer: Tensor | None, slots: int, places: int, like: Tensor) -> Tens
     # zeros, not whatever lay there: a masked key that is not a number would spoil the softmax
     made = like.new_zeros(slots, like.shape[1], places, like.shape[3])
     if buffer is not None:
-        made[: buffer.shape[0], :, : buffer.shape[2]] = buffer
+        kept = buffer[:slots, :, :places]
+        made[: kept.shape[0], :, : kept.shape[2]] = kept
     return made

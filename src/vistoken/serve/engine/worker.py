@@ -65,12 +65,20 @@ class Worker:
         self._pace_s = 1.0  # how often a request is finished, smoothed
         self._last_done = time.perf_counter()
         self._thread = threading.Thread(target=self._run, name="vistoken-engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     @property
     def waiting(self) -> int:
         """Requests that were not taken up yet."""
         return len(self._queue)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self._queue or self._reading or self._rows or self._errands)
 
     def patience(self) -> int:
         """Whole seconds after which a place in the queue is likely."""
@@ -109,26 +117,27 @@ class Worker:
         }
 
     def _run(self) -> None:
-        with torch.inference_mode():
-            while self._wait():
-                begun = time.perf_counter()
-                try:
-                    self._turn()
-                except Exception as error:  # a fault of ours must not silence the server
-                    logger.exception("a turn of the engine failed")
-                    self._drop_all(error)
-                self._counts["busy_seconds"] += time.perf_counter() - begun
+        while self._wait():
+            begun = time.perf_counter()
+            try:
+                self.turn()
+            except Exception as error:  # a fault of ours must not silence the server
+                logger.exception("a turn of the engine failed")
+                self._drop_all(error)
+            self._counts["busy_seconds"] += time.perf_counter() - begun
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; False when everything is done for good."""
         with self._wake:
-            while not (self._queue or self._reading or self._rows or self._errands):
+            while self.idle:
                 if self._closing:
                     return False
                 self._wake.wait()
         return True
 
-    def _turn(self) -> None:
+    @torch.inference_mode()
+    def turn(self) -> None:
+        """Do one piece of everything that is to do; what the thread does over and over."""
         self._let_go()
         while self._errands:
             self._errands.popleft()()
