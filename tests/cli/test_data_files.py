@@ -20,7 +20,7 @@ def test_check_passes_and_fails(vistoken, llava, full_checkpoint):
     outcome = vistoken("data", "check", path)
     assert outcome.code == 0
     assert (
-        "3 samples (llava), 3 with pictures, 1 picture files, 0 samples with faults" in outcome.out
+        "3 samples (llava), 3 with pictures, 1 picture file, 0 samples with faults" in outcome.out
     )
     measured = vistoken("data", "check", path, "--model", full_checkpoint, "--json")
     assert measured.code == 0
@@ -34,7 +34,7 @@ def test_check_passes_and_fails(vistoken, llava, full_checkpoint):
     assert outcome.data["faults"][0]["id"] == "1"
     assert outcome.data["faults_by_kind"] == {"image-missing": 1}
     assert vistoken("data", "check", path).code == 3
-    assert "1 of 3 samples have faults" in vistoken("data", "check", path, "--show", 0).err
+    assert "1 of 3 samples with faults" in vistoken("data", "check", path, "--show", 0).err
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,42 @@ def test_tokens_are_those_the_model_makes(vistoken, image, pico):
         assert values == TOKEN.get(token_map, column).tolist()
 
 
+def test_tokens_flops_and_memory_of_a_size_alone(vistoken, image):
+    of_file = vistoken("inspect", "tokens", image, "--model", "pico", "--json").data
+    of_size = vistoken("inspect", "tokens", "60x90", "--model", "pico", "--json").data
+    assert {**of_file, "image": None} == {**of_size, "image": None}
+    model = vistoken("inspect", "model", "pico", "--image-size", "60x90", "--json").data
+    counted = {name: model["flops"][name] for name in of_size["flops"]}
+    assert of_size["flops"] == counted
+    memory = of_size["memory"]
+    assert memory["weights"] == model["parameters"]["bytes"]
+    assert memory["cache"] == memory["cache_per_token"] * (18 + 64)
+    assert memory["peak"] == memory["weights"] + max(
+        memory["encoding"], memory["connecting"], memory["cache"] + memory["prefill"]
+    )
+    assert [view["tokens"] for view in of_size["views"]] == [18]
+    assert of_size["context"] == {"needed": 82, "positions": 4096, "advice": "", "fits": True}
+
+
+def test_tokens_that_do_not_fit(vistoken, tmp_path):
+    language = load_recipe("pico").language_model.model_dump(exclude_none=True)
+    language["config"]["max_position_embeddings"] = 80
+    path = changed_recipe(tmp_path, views="anyres", connector=["mlp"], language_model=language)
+    outcome = vistoken("inspect", "tokens", "64x64", "--model", path)
+    assert outcome.code == 0
+    said = " ".join(outcome.out.split())
+    for words in ("does not fit", "80 visual tokens in 5 views", "80 positions", "grids of anyres"):
+        assert words in said
+    data = vistoken("inspect", "tokens", "64x64", "--model", path, "--json").data
+    assert data["context"]["fits"] is False
+    assert data["context"]["needed"] == 144
+
+
+def test_tokens_of_a_picture_of_no_size(vistoken):
+    vistoken("inspect", "tokens", "0x5", "--model", "pico").failed(2, "0x5")
+    vistoken("inspect", "tokens", "gone.png", "--model", "pico").failed(3, "gone.png")
+
+
 def test_tokens_in_a_table(vistoken, image):
     outcome = vistoken("inspect", "tokens", image, "-m", "llava-1.5-anyres-7b", "--limit", "3")
     assert outcome.code == 0
@@ -228,7 +264,7 @@ def test_prompt_in_colour(vistoken, image):
     outcome = vistoken("inspect", "prompt", "-m", "pico", "-i", image, "Which?", "A cup")
     assert outcome.code == 0
     assert "<image>x18" in outcome.out
-    assert "18 visual in 1 pictures" in outcome.out
+    assert "18 visual in 1 picture," in outcome.out
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vistoken.cli import checks
+from vistoken.cli.console import counted
 from vistoken.core.registry import part_table
 
 
@@ -24,6 +25,23 @@ def test_list(vistoken, kind, key, known):
     rows = vistoken("list", kind, "--json").data
     assert known in [row[key] for row in rows]
     assert known in vistoken("list", kind).out
+
+
+@pytest.mark.parametrize("kind", ["recipes", "parts", "towers", "models"])
+def test_lists_fit_a_terminal_and_keep_names_whole(vistoken, kind):
+    out = vistoken("list", kind).out
+    assert max(map(len, out.splitlines())) <= 80
+    words = out.split()
+    key = "model_type" if kind == "towers" else "name"
+    assert all(row[key] in words for row in vistoken("list", kind, "--json").data)
+
+
+def test_one_thing_is_not_several():
+    assert [counted(n, "sample") for n in (0, 1, 1200)] == [
+        "0 samples",
+        "1 sample",
+        "1,200 samples",
+    ]
 
 
 def test_list_of_kinds(vistoken):

@@ -65,7 +65,12 @@ def say_json(value: Any) -> None:
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", right: str = ""
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str = "",
+    right: str = "",
+    width: int = 160,
+    whole: str = "",
 ) -> None:
     """Print rows under a heading.
 
@@ -74,6 +79,8 @@ def table(
         rows: Cells; numbers are grouped by thousands.
         title: Line above the table.
         right: Headings of the columns that are aligned to the right, separated by commas.
+        width: Columns of redirected output.
+        whole: Headings of the columns whose cells are never broken, separated by commas.
     """
     from rich import box
     from rich.console import Console
@@ -85,11 +92,18 @@ def table(
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     to_right = {name.strip() for name in right.split(",")}
     for column in columns:
-        grid.add_column(column, justify="right" if column in to_right else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in to_right else "left"
+        unbroken = column in whole.split(",")
+        grid.add_column(column, justify=justify, overflow="fold", no_wrap=unbroken)
     for row in rows:
         grid.add_row(*(Text(_cell(value)) for value in row))
     # Redirected output is read by programs and searched by people: nothing is cut to 80 columns.
-    Console(width=None if sys.stdout.isatty() else 160).print(grid)
+    Console(width=None if sys.stdout.isatty() else width).print(grid)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``1 sample``, ``1,200 samples``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def grouped(number: float) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vistoken.cli.console import JsonOption, quieten, say, say_json, table
+from vistoken.cli.console import JsonOption, counted, quieten, say, say_json, table
 from vistoken.cli.progress import Progress
 from vistoken.core.errors import DataError, UsageError
 
@@ -71,7 +71,7 @@ def check(
         _show(report, show)
     if report.bad_samples:
         raise DataError(
-            f"{file}: {report.bad_samples} of {report.samples} samples have faults; "
+            f"{file}: {report.bad_samples} of {counted(report.samples, 'sample')} with faults; "
             + (
                 "give the right --image-root"
                 if report.wrong_root
@@ -122,12 +122,13 @@ def _show(report: CheckReport, show: int) -> None:
     for warning in report.warned[:show]:
         say(f"warning: {warning}")
     if report.warnings > show:
-        say(f"{report.warnings:,} samples have warnings (--show, --json)")
+        say(f"{counted(report.warnings, 'sample')} with warnings (--show, --json)")
     for where, sample in report.repeats[:show]:
         say(f"repeated id: {where}: sample {sample!r}")
     if report.repeated_ids:
-        say(f"{report.repeated_ids:,} samples have an id that another one has as well")
+        say(f"{counted(report.repeated_ids, 'sample')} with an id that another one has as well")
     say(
-        f"{report.samples:,} samples ({report.form}), {report.with_images:,} with pictures,"
-        f" {report.images:,} picture files, {report.bad_samples:,} samples with faults"
+        f"{counted(report.samples, 'sample')} ({report.form}), "
+        f"{report.with_images:,} with pictures, {counted(report.images, 'picture file')}, "
+        f"{counted(report.bad_samples, 'sample')} with faults"
     )

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from vistoken.cli.console import DryRunOption, JsonOption, check_choice, quieten, say, say_json
+from vistoken.cli.console import (
+    DryRunOption,
+    JsonOption,
+    check_choice,
+    counted,
+    quieten,
+    say,
+    say_json,
+)
 from vistoken.core.errors import DataError
 
 _POLICIES = ("error", "skip")
@@ -65,6 +73,6 @@ def convert(
     for message in bad.first_warned:
         say(f"warning: {message}")
     if bad.warned > len(bad.first_warned):
-        say(f"{bad.warned:,} samples have warnings")
+        say(f"{counted(bad.warned, 'sample')} with warnings")
     verb = "would write" if dry_run else "wrote"
-    say(f"{verb} {out}: {written:,} samples, {given} -> {target}, {bad.skipped:,} skipped")
+    say(f"{verb} {out}: {counted(written, 'sample')}, {given} -> {target}, {bad.skipped:,} skipped")

@@ -10,6 +10,9 @@ from vistoken.cli.console import JsonOption, check_choice, quieten, say, say_jso
 
 KINDS = ("recipes", "parts", "templates", "towers", "models")
 
+_WIDTH = 80
+"""Columns of redirected lists; a summary that is longer goes on in the next line."""
+
 _TOWERS = (
     ("clip_vision_model", "CLIP"),
     ("siglip_vision_model", "SigLIP"),
@@ -36,7 +39,8 @@ def show(
     if as_json:
         say_json(rows)
     elif rows:
-        table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+        cells = [tuple(row.values()) for row in rows]
+        table(tuple(rows[0]), cells, width=_WIDTH, whole="kind,name,model_type")
 
 
 def _recipes() -> list[dict[str, str]]:

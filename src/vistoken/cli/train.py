@@ -12,6 +12,7 @@ import typer
 from vistoken.cli.console import (
     DryRunOption,
     JsonOption,
+    counted,
     grouped,
     note,
     quieten,
@@ -129,7 +130,7 @@ def _as_json(report: RunReport, config: RunConfig, dry_run: bool) -> dict[str, A
 def _show(report: RunReport, config: RunConfig, dry_run: bool) -> None:
     for stage in report.stages:
         if not dry_run:
-            say(f"stage {stage.name}: {stage.steps} steps in {stage.seconds:.0f} s")
+            say(f"stage {stage.name}: {counted(stage.steps, 'step')} in {stage.seconds:.0f} s")
             continue
         rows = [
             (group.name, group.train, group.lr, grouped(group.trainable), grouped(group.total))
@@ -138,7 +139,7 @@ def _show(report: RunReport, config: RunConfig, dry_run: bool) -> None:
         table(
             ("part", "train", "learning rate", "trainable", "parameters"),
             rows,
-            f"stage {stage.name}: {stage.samples:,} samples",
+            f"stage {stage.name}: {counted(stage.samples, 'sample')}",
             right="learning rate,trainable,parameters",
         )
         if stage.plan is not None:
@@ -152,10 +153,12 @@ def _show(report: RunReport, config: RunConfig, dry_run: bool) -> None:
 
 def _show_plan(plan: StagePlan) -> None:
     memory = plan.memory
-    say(f"{plan.steps:,} steps of {plan.samples_per_step:,} samples; the first logged has an ETA")
+    size = counted(plan.samples_per_step, "sample")
+    say(f"{counted(plan.steps, 'step')} of {size}; an ETA comes with the first one")
     say(
-        f"{'longest step of this data' if plan.measured else 'a step'}: {memory.samples:,} rows of "
-        f"{memory.sequence:,} tokens, {memory.visual_tokens:,} of them a picture's"
+        f"{'longest step of this data' if plan.measured else 'a step'}: "
+        f"{counted(memory.samples, 'row')} of {memory.sequence:,} tokens, "
+        f"{memory.visual_tokens:,} of them a picture's"
     )
     sizes = {
         "weights": memory.weights,

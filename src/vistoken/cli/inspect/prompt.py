@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from vistoken.cli.console import JsonOption, ModelOption, quieten, say, say_json
+from vistoken.cli.console import JsonOption, ModelOption, counted, quieten, say, say_json
 from vistoken.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _show(processor: VistokenProcessor, encoded: EncodedConversation) -> None:
     total, supervised = len(encoded.input_ids), _supervised(encoded)
     visual = sum(stop - start for start, stop in encoded.images)
     say(
-        f"{total} tokens: {visual} visual in {len(encoded.images)} pictures, "
+        f"{total} tokens: {visual} visual in {counted(len(encoded.images), 'picture')}, "
         f"{supervised} supervised ({supervised / total:.0%})"
     )
 
