@@ -5,21 +5,28 @@ Pitfalls that are tested with the part they concern, rather than here:
     mismatch of re-tokenised pieces          data/test_labels, data/test_official_masks,
                                              train/test_labelling
     projector not found after LoRA           convert/test_export_llava_sp, models/test_checkpoint
-    pinpoints from arguments, not config     systems/test_llava_views
+    pinpoints from arguments, not config     convert/test_official_config
+    names in more than one group             train/test_groups
+    two marks for one picture                data/test_repeated_marks
     answers cut off at the length limit      train/test_sample_packing, train/test_left_out
-    odd pictures                             models/test_images, systems/test_llava_views
+    means over nothing                       train/test_step_reports
+    odd pictures, sides of one pixel         models/test_images, systems/test_llava_views
     disk full, killed while saving           train/test_checkpoints, train/test_resuming
     changed settings on resume, no number    train/test_resuming, train/test_measures
     downloads that end early                 convert/test_packages
+    trackers with somebody's key             train/test_arguments
+    stage 2 without stage 1's weights        train/test_run
 """
 
 import copy
 import errno
 import json
 import os
+import re
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from vistoken.core.errors import DataError, MachineError, UsageError, WeightsError
@@ -27,7 +34,9 @@ from vistoken.core.objectives import Clock
 from vistoken.data.labels import IGNORE_LABEL
 from vistoken.models.checkpoint import save_light
 from vistoken.models.modeling import VistokenForConditionalGeneration
+from vistoken.models.recipe import load_recipe, recipe_names
 from vistoken.models.templates import load_template
+from vistoken.train.encoders import PixelEncoder
 from vistoken.train.examples import read_examples
 from vistoken.train.fit import check_tokenizer
 from vistoken.train.groups import apply_groups
@@ -38,6 +47,7 @@ from vistoken.train.microbatch import TrainBatch
 from vistoken.train.objectives.next_token import NextToken
 from vistoken.train.packing import IGNORE, Row, batch_packed, pack
 from vistoken.train.run import train
+from vistoken.train.samples import QuestionCollator, group_examples
 from vistoken.train.settings import StageConfig
 
 from .conftest import row, write_lines
@@ -90,6 +100,33 @@ def test_a_token_that_is_also_the_padding_is_attended(pico):
             losses.append(made.states().hidden[:2])
         assert batch.segments.dense()[0, 0, 4, :5].all()
     torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_tokenizer_without_padding_needs_none(pico, data):
+    """Llama-3's has neither padding nor an unknown token to stand in for it."""
+    processor = copy.copy(pico[1])
+    processor.tokenizer = copy.deepcopy(pico[1].tokenizer)
+    path = data / "uneven-pitfall.jsonl"
+    write_lines(path, [row(n, "images/0.png", "What?" * k, "cup") for n, k in (("a", 1), ("b", 9))])
+    batches = []
+    for token in (processor.tokenizer.pad_token, None):
+        processor.tokenizer.pad_token = token
+        collate = QuestionCollator(
+            processor, processor.chat_template, PixelEncoder(processor), 2048
+        )
+        batches.append(collate(group_examples(read_examples([path], None), 1))["batch"])
+    with_padding, without = batches
+    assert torch.equal(with_padding.targets, without.targets)
+    assert torch.equal(with_padding.segments.dense(), without.segments.dense())
+    assert without.input_ids.min() >= 0
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_no_recipe_names_a_place_on_somebodys_machine(recipe):
+    """Released scripts load stage 1 from a private absolute path."""
+    text = yaml.safe_dump(load_recipe(recipe).model_dump(mode="json"))
+    assert not re.search(r"(^|[\s'\"])(/|~|[A-Z]:\\)\w", text)
+    assert not re.search(r"(?i)api.?key|token: [0-9a-f]{20}|wandb", text)
 
 
 def test_a_batch_without_targets_is_no_division_by_zero(pico):
@@ -149,10 +186,20 @@ def turns(*pairs):
         turns(("robot", "What?"), ("gpt", "a")),
         turns(("human", 5), ("gpt", "a")),
         turns(("human", "<image>\nWhat?"), ("human", "?"), ("gpt", "a")),
+        {"image": None, **turns(("human", " "), ("gpt", "a"))},
         {"image": "images/gone.png"},
         {"image": ["images/0.png", "images/1.png"]},
     ],
-    ids=["two marks", "empty", "role", "no text", "order", "missing file", "two files"],
+    ids=[
+        "two marks",
+        "empty",
+        "role",
+        "no text",
+        "order",
+        "zero length",
+        "missing file",
+        "two files",
+    ],
 )
 def test_faulty_records_are_named_before_training(data, tmp_path, fault):
     """Deep inside a collator these are an IndexError, a KeyError, or nothing at all."""
@@ -188,7 +235,6 @@ def test_weights_of_another_stage_or_model_are_refused_by_name(data, tmp_path):
 def test_an_adapter_for_another_base_is_refused(pico, tmp_path):
     """All its names fit; other weights under the same names: models/test_checkpoint."""
     from vistoken.models.build import references_of
-    from vistoken.models.recipe import load_recipe
 
     model = copy.deepcopy(pico[0])
     groups = {"language": {"train": "lora", "lora": {"r": 2}}}
