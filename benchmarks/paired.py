@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 Times = dict[str, float]
 """Phase -> seconds."""
 
@@ -72,9 +74,18 @@ def compare(times: Sequence[float], base: Sequence[float], *, draws: int = 10_00
     }
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores, load and versions, to stand beside a result."""
-    return {
+def now(device: torch.device | str) -> float:
+    """Seconds of the clock, once everything that was given to the device is done."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Processor, cores, load and versions, and the GPU that was used, to stand beside a result."""
+    used = torch.device(device)
+    gpu = {"gpu": torch.cuda.get_device_name(used)} if used.type == "cuda" else {}
+    return gpu | {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "load_1min": round(os.getloadavg()[0], 2),

@@ -1,13 +1,13 @@
 """Prefill time of SAISA against the dense model, beside the ratio of their FLOPs.
 
     python benchmarks/saisa_prefill.py [--rounds 20] [--threads 2] [--hidden 1024]
-        [--layers 4] [--profile] [--out FILE]
+        [--layers 4] [--device cuda] [--profile] [--out FILE]
 
 A random Llama, by default of hidden size 1,024 and 4 layers, reads 576 visual and 64 text tokens:
 dense through its own forward, with SAISA, with SAISA whose visual keys and values are ready, and
 dense again for the noise. The FLOPs are counted from the plans. Bar: the ratio of times within 15 %
 of that of FLOPs. Seconds of the processor stand beside those of the clock: they can be trusted on a
-busy machine as well.
+busy machine as well. On a GPU (bfloat16) there are those of the clock alone, and it is waited for.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired import Times, compare, machine, take_turns, write
+from paired import Times, compare, machine, now, take_turns, write
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile, supported_activities
 from transformers import LlamaConfig, LlamaModel
 
 from vistoken.core.parts import FEATURES
@@ -42,6 +42,7 @@ from vistoken.systems.saisa.visual_kv import VISUAL_KV, VisualKV
 SLOTS, BEFORE, AFTER, FEATURE_WIDTH = 576, 20, 44, 1024
 BAR = 0.15
 RESULT = Path(__file__).parent / "results" / "saisa_prefill.json"
+ON_GPU = RESULT.with_name("saisa_prefill_cuda.json")
 
 
 def make_model(hidden: int, layers: int) -> LlamaModel:
@@ -62,9 +63,11 @@ def make_model(hidden: int, layers: int) -> LlamaModel:
 @torch.inference_mode()
 def prefill(forward: Callable[..., Any], **inputs: Any) -> Times:
     """Run one prompt into an empty cache; its seconds by the clock and of the processor."""
-    started, used = time.perf_counter(), time.process_time()
+    device = inputs["inputs_embeds"].device
+    started, used = now(device), time.process_time()
     forward(**inputs, use_cache=True)
-    return {"prefill": time.perf_counter() - started, "cores": time.process_time() - used}
+    times = {"prefill": now(device) - started}
+    return times if device.type == "cuda" else times | {"cores": time.process_time() - used}
 
 
 @torch.inference_mode()
@@ -82,17 +85,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--device", default="cpu", help="cuda: in bfloat16, a file of its own")
     parser.add_argument("--profile", action="store_true", help="print where SAISA's time goes")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    on_gpu = device.type == "cuda"
+    place: dict[str, Any] = {"device": device, "dtype": torch.bfloat16 if on_gpu else torch.float32}
     model = make_model(options.hidden, options.layers)
     saisa = Saisa(SaisaConfig("independent"), MechanismContext(model.config, FEATURE_WIDTH)).eval()
-    features = torch.randn(SLOTS, FEATURE_WIDTH)
+    model.to(**place)
+    saisa.to(**place)
+    features = torch.randn(SLOTS, FEATURE_WIDTH).to(**place)
     table = prompt_map([TOKEN.make(SLOTS, kind=TokenKind.VISUAL, media=0, view=0)], BEFORE, AFTER)
-    embeds = torch.randn(1, BEFORE + SLOTS + AFTER, model.config.hidden_size)
+    embeds = torch.randn(1, BEFORE + SLOTS + AFTER, model.config.hidden_size).to(**place)
     stack = MechanismStack([saisa])
-    looped = partial(run_decoder, model, token_map=table, inputs_embeds=embeds)
+    looped = partial(run_decoder, model, token_map=table.to(device), inputs_embeds=embeds)
     once = {FEATURES: [features], VISUAL_KV: [ready_keys(model, saisa, features)]}
     dense = partial(prefill, model, inputs_embeds=embeds)
     ours = partial(prefill, looped, stack=stack, side={FEATURES: [features]})
@@ -128,18 +137,19 @@ def main() -> None:
     result = {
         "what": "prefill with SAISA / dense prefill, time beside FLOPs",
         "bar": f"time ratio within {BAR:.0%} of the FLOP ratio",
-        "model": f"llama, hidden {options.hidden}, {options.layers} layers, heads of 128, float32; "
+        "model": f"llama, hidden {options.hidden}, {options.layers} layers, heads of 128, "
+        f"{str(place['dtype']).removeprefix('torch.')}; "
         f"features of width {FEATURE_WIDTH}",
         "visual_tokens": SLOTS,
         "text_tokens": BEFORE + AFTER,
         "rounds": options.rounds,
         "threads": options.threads,
         "to_dense": rows,
-        "machine": machine(),
+        "machine": machine(device),
     }
-    write(options.out, result)
+    write(options.out or (ON_GPU if on_gpu else RESULT), result)
     for name, row in rows.items():
-        for phase in ("prefill", "cores"):
+        for phase in measured[name]:
             found = row[phase]
             print(
                 f"{name:12} {phase:8} {found['ratio']:.3f} [{found['low']:.3f}, "
@@ -148,10 +158,11 @@ def main() -> None:
             )
     if options.profile:
         for name, run in (("dense", dense), ("saisa", ours)):
-            with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            with profile(activities=list(supported_activities())) as recorded:
                 run()
             print(name)
-            print(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=12))
+            spent = f"self_{device.type}_time_total"
+            print(recorded.key_averages().table(sort_by=spent, row_limit=12))
 
 
 if __name__ == "__main__":
