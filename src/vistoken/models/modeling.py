@@ -155,7 +155,9 @@ class VistokenForConditionalGeneration(VistokenPreTrainedModel, GenerationMixin)
         if text_map is not None:
             given = inputs.get("inputs_embeds")
             read = (inputs["input_ids"] if given is None else given).shape[1]
-            stop = text_map.shape[1] if attention_mask is None else attention_mask.shape[-1]
+            cache = inputs.get("past_key_values")
+            seen = 0 if cache is None else cache.get_seq_length()
+            stop = seen + read if attention_mask is None else attention_mask.shape[-1]
             inputs["text_map"] = answer_rows(text_map, stop)[:, stop - read : stop]
         return inputs
 
@@ -175,6 +177,12 @@ class VistokenForConditionalGeneration(VistokenPreTrainedModel, GenerationMixin)
         done = super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, *args, **kwargs
         )
+        if stack.shortens and model_kwargs.get("text_map") is None:
+            # says in later, uncached steps which rows the model wrote itself
+            mask = model_kwargs.get("attention_mask")  # may be left out without padding
+            prompt = model_kwargs["position_ids"] if mask is None else mask
+            rows = TOKEN.make(prompt.numel()).unflatten(0, prompt.shape)
+            model_kwargs["text_map"] = rows.to(prompt.device)
         if stack.own_cache and given is None and "past_key_values" in model_kwargs:
             model_kwargs["past_key_values"] = make_cache(self.config.text_config, stack)
         return done

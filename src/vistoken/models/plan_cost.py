@@ -8,7 +8,7 @@ Norms, rotary tables, softmax and the head count as nothing, as in :mod:`vistoke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from vistoken.core.tables import TOKEN
 from vistoken.models.decoder.cache import SparseCache
 from vistoken.models.decoder.families import LayerModules, check_family
 from vistoken.models.decoder.layer_count import LayerCount, count_layer
+from vistoken.models.decoder.restart import restarted
+from vistoken.models.decoder.scoring_count import ScoringCounter
 from vistoken.models.decoder.sparse_layer import Pending
 from vistoken.models.decoder.stack import MechanismStack
 from vistoken.models.decoder.state import SequenceState
@@ -31,15 +33,17 @@ class PhaseCost:
     Args:
         layers: Counts of each layer.
         cache_values: Numbers that the key/value cache holds afterwards, all layers together.
+        scoring_flops: What mechanisms had worked out before, to choose the prompt's rows.
     """
 
     layers: tuple[LayerCount, ...]
     cache_values: int
+    scoring_flops: int = 0
 
     @property
     def flops(self) -> int:
         """What is multiplied: attention as full rectangles, masked or not."""
-        return sum(layer.flops for layer in self.layers)
+        return self.scoring_flops + sum(layer.flops for layer in self.layers)
 
     def cache_bytes(self, dtype: torch.dtype = torch.bfloat16) -> int:
         """Bytes of the cache."""
@@ -118,7 +122,11 @@ def _phase(
         side=side,
         cache=cache,
     )
+    scorer = ScoringCounter(model, replace(state, cache=None))
+    keep = stack.shorten(replace(state, cache=cache if cache.seen else None), scorer)
     state.order = cache.open_call(positions, valid, token_map)
+    if keep is not None:
+        state = restarted(state, keep)
     state = stack.begin(state, cache)
     counts: list[LayerCount] = []
     stored = 0
@@ -131,4 +139,4 @@ def _phase(
         held = cache.sparse_layers[number]
         held.note(Pending.of(held.index, state.row_order, plan.cache_write))
         stored += held.stored * batch * counts[-1].values_per_key
-    return PhaseCost(tuple(counts), stored)
+    return PhaseCost(tuple(counts), stored, scorer.flops)

@@ -7,7 +7,13 @@ from vistoken.models.decoder.chunks import refuse_split_media
 from vistoken.models.decoder.drop import drop_rows, restore_rows, shifted_labels
 from vistoken.models.decoder.keys import KeyTable
 from vistoken.models.decoder.loop import make_cache, run_decoder
-from vistoken.models.decoder.mechanism import BaseMechanism, Mechanism, MechanismContext, NoOp
+from vistoken.models.decoder.mechanism import (
+    BaseMechanism,
+    Mechanism,
+    MechanismContext,
+    NoOp,
+    PromptScorer,
+)
 from vistoken.models.decoder.merge import merge_plans
 from vistoken.models.decoder.plan import (
     STOCK_LAYER,
@@ -19,6 +25,7 @@ from vistoken.models.decoder.plan import (
     RowHeads,
     ScoreRequest,
 )
+from vistoken.models.decoder.restart import prompt_rows, refuse_pieces, restarted
 from vistoken.models.decoder.stack import MechanismStack, aux_loss, check_generation
 from vistoken.models.decoder.state import SequenceState
 
@@ -33,6 +40,7 @@ __all__ = [
     "MechanismContext",
     "MechanismStack",
     "NoOp",
+    "PromptScorer",
     "ReadyKV",
     "Rotary",
     "RowHeads",
@@ -46,7 +54,10 @@ __all__ = [
     "make_cache",
     "merge_plans",
     "project_kv",
+    "prompt_rows",
+    "refuse_pieces",
     "refuse_split_media",
+    "restarted",
     "restore_rows",
     "run_decoder",
     "shifted_labels",

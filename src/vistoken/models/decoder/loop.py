@@ -20,6 +20,7 @@ from vistoken.models.decoder.cache import SparseCache
 from vistoken.models.decoder.families import layer_patterns
 from vistoken.models.decoder.layer_run import LayerRunner
 from vistoken.models.decoder.masks import AttentionMask, CallMasks, is_padding_mask
+from vistoken.models.decoder.restart import LayerScorer, restarted
 from vistoken.models.decoder.stack import MechanismStack
 from vistoken.models.decoder.state import SequenceState
 from vistoken.models.outputs import DecoderOutput
@@ -81,11 +82,24 @@ def run_decoder(
         raise UsageError("give the decoder either input_ids or inputs_embeds, and not both.")
     packed = isinstance(attention_mask, Tensor) and attention_mask.dim() == 4
     stack.check_call(past_key_values, packed=packed)
+    model = cast(_TextModel, language_model)
+    hidden = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+    keep: Tensor | None = None
+    if stack.shortens and not language_model.training:  # what is learned is the whole prompt
+        prompt = SequenceState(
+            hidden=hidden,
+            position_ids=_positions(hidden, position_ids, past_key_values),
+            valid=_valid_rows(hidden, attention_mask, token_map),
+            token_map=token_map,
+            cache=past_key_values,
+        )
+        _require_rows(prompt)
+        keep = stack.shorten(prompt, LayerScorer(language_model, prompt))
     return _run_layers(
         language_model,
         stack=stack,
-        input_ids=input_ids,
-        inputs_embeds=inputs_embeds,
+        keep=keep,
+        hidden=hidden,
         attention_mask=attention_mask,
         position_ids=position_ids,
         past_key_values=past_key_values,
@@ -102,8 +116,8 @@ def _run_layers(
     language_model: PreTrainedModel,
     *,
     stack: MechanismStack,
-    input_ids: Tensor | None,
-    inputs_embeds: Tensor | None,
+    keep: Tensor | None,
+    hidden: Tensor,
     attention_mask: AttentionMask,
     position_ids: Tensor | None,
     past_key_values: Cache | None,
@@ -115,7 +129,6 @@ def _run_layers(
 ) -> DecoderOutput:
     patterns = layer_patterns(language_model)
     model = cast(_TextModel, language_model)
-    hidden = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     if use_cache and past_key_values is None:
         past_key_values = make_cache(model.config, stack)
     state = SequenceState(
@@ -135,7 +148,8 @@ def _run_layers(
         valid=state.valid,
         cache=past_key_values,
     )
-    valid, state = state.valid, _begin(stack, state)
+    valid = state.valid
+    state = _begin(stack, state if keep is None else restarted(state, keep))
     rotary, rotary_of = _rotary(model, state), state.position_ids
     runner = LayerRunner(model.config.model_type, masks, past_key_values, use_cache, kwargs)
     # like the stock loop, stop at the configured number of layers

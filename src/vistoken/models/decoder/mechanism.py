@@ -26,6 +26,24 @@ class MechanismContext:
     feature_width: int
 
 
+class PromptScorer(Protocol):
+    """Tells a mechanism what a prompt's rows attend to, before the prompt runs."""
+
+    def key_scores(self, layer: int, rows: Tensor, cols: Tensor, after: Tensor) -> Tensor:
+        """Attention probabilities of a layer, averaged over heads and asking rows.
+
+        Args:
+            layer: Number of the layer; the stock layers before it are run on the whole prompt.
+            rows (Tensor): (B, n) bool, rows that ask.
+            cols (Tensor): (B, n) bool, keys that are asked about.
+            after (Tensor): (B, n) int64; for a key, only rows at later places than this count.
+
+        Returns:
+            (B, n) float32, 0 at other keys.
+        """
+        ...
+
+
 class Mechanism(Protocol):
     """A part that acts between and inside the decoder's layers.
 
@@ -57,6 +75,23 @@ class Mechanism(Protocol):
         """What the encoder must leave in ``state.side``; known: ``encoder_features``."""
         ...
 
+    @property
+    def shortens(self) -> bool:
+        """Whether :meth:`shorten` may leave rows out: it then needs every prompt in one call."""
+        ...
+
+    def shorten(self, state: SequenceState, scorer: PromptScorer) -> Tensor | None:
+        """Choose the rows of a prompt that enter the decoder at all.
+
+        Runs before the rows are in the cache; the rest begins anew with the rows that are left, at
+        positions 0, 1, 2, ... How many are left must follow from the token map alone: scores of
+        0 throughout (costs are counted so) must leave as many.
+
+        Returns:
+            (B, n) bool, or None to keep all.
+        """
+        ...
+
     def begin(self, state: SequenceState, cache: Cache | None) -> SequenceState:
         """Act once before the first layer: refuse the call, prepare ``extra``, replace rows."""
         ...
@@ -82,10 +117,16 @@ class BaseMechanism:
     """A mechanism that changes nothing; a real one overrides what it needs."""
 
     name: str = ""
-    flags: PartFlags = PartFlags()
+    # vLLM runs layers of its own: no mechanism reaches them
+    flags: PartFlags = PartFlags(vllm=False)
     own_cache: bool = True
     side_inputs: tuple[str, ...] = ()
+    shortens: bool = False
     config_class: ClassVar[type]
+
+    def shorten(self, state: SequenceState, scorer: PromptScorer) -> Tensor | None:
+        """Keep all rows."""
+        return None
 
     def begin(self, state: SequenceState, cache: Cache | None) -> SequenceState:
         """Return the state as it is."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig
 
 from vistoken.core.errors import UsageError
-from vistoken.models.decoder.mechanism import Mechanism
+from vistoken.models.decoder.mechanism import Mechanism, PromptScorer
 from vistoken.models.decoder.merge import merge_plans
 from vistoken.models.decoder.plan import LayerPlan
 from vistoken.models.decoder.state import SequenceState
@@ -46,6 +46,9 @@ class MechanismStack:
                 f"a decoder mechanism asks for the side input {side!r}; known: "
                 f"{', '.join(SIDE_INPUTS)}."
             )
+        self.shortens = any(mechanism.shortens for mechanism in self._mechanisms)
+        if self.shortens and self.side_inputs:
+            self._refuse_unpaired()
 
     def __len__(self) -> int:
         return len(self._mechanisms)
@@ -95,6 +98,23 @@ class MechanismStack:
                     f"the mechanism {mechanism.name!r} cannot run under beam search; use "
                     "num_beams=1."
                 )
+
+    def _refuse_unpaired(self) -> None:
+        short = next(m.name for m in self._mechanisms if m.shortens)
+        reading = next(m.name for m in self._mechanisms if m.side_inputs)
+        raise UsageError(
+            f"the mechanism {short!r} leaves visual tokens out of the prompt, and {reading!r} "
+            "needs all of them beside the encoder's features; configure one of the two."
+        )
+
+    def shorten(self, state: SequenceState, scorer: PromptScorer) -> Tensor | None:
+        """Rows (B, n) bool of a prompt that every mechanism keeps; None where all keep all."""
+        keep: Tensor | None = None
+        for mechanism in self._mechanisms:
+            own = mechanism.shorten(state, scorer)
+            if own is not None:
+                keep = own if keep is None else keep & own
+        return keep
 
     def begin(self, state: SequenceState, cache: Cache | None) -> SequenceState:
         """Let every mechanism act before the first layer.
@@ -166,6 +186,12 @@ def check_generation(
     """
     if beams:
         stack.check_beams()
+    for mechanism in stack:
+        if mechanism.shortens and generation_config.prefill_chunk_size is not None:
+            raise UsageError(
+                f"the mechanism {mechanism.name!r} chooses tokens by the whole prompt; generate "
+                "without prefill_chunk_size."
+            )
     implementation = generation_config.cache_implementation
     if implementation in (None, "dynamic"):
         return
