@@ -94,6 +94,20 @@ PARTS: tuple[PartEntry, ...] = (
         _MONKEY,
     ),
     PartEntry(
+        "mechanism",
+        "scm",
+        f"{_HERE}.mini_monkey.scm:Scm",
+        "detailed tiles' tokens that the first layers attend to least leave the prompt",
+        _MONKEY,
+    ),
+    PartEntry(
+        "importer",
+        "mini-monkey",
+        f"{_HERE}.mini_monkey.release_keys:MiniMonkeyKeys",
+        "parameter names of InternVL2 releases, Mini-Monkey's among them",
+        _MONKEY,
+    ),
+    PartEntry(
         "fuse",
         "concat-grid",
         f"{_HERE}.llava.stages:ConcatGrid",

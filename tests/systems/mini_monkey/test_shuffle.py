@@ -71,7 +71,8 @@ def test_tokens_lie_where_the_map_says(kit, version):
     out = stage.double()(state)
     assert len(out.tokens) == len(after) == len(views.view_table(170, 230))
     for tokens, predicted, grid in zip(out.tokens, after, out.grids, strict=True):
-        assert predicted.grid == grid and len(tokens) == len(predicted.tokens) == 2 * 3
+        assert predicted.grid == grid
+        assert len(tokens) == len(predicted.tokens) == 2 * 3
         places = (tokens.unflatten(1, (4, 4)) - kit.offset).mean(1)  # y, x, row, col
         boxes = rectangles(predicted.tokens)
         middle = torch.stack([boxes[:, ::2].mean(1), boxes[:, 1::2].mean(1)], 1)
@@ -107,7 +108,8 @@ def test_size_of_the_release():
     assert shapes["linear_1.weight"] == (2048, 4096)
     assert shapes["linear_2.weight"] == (2048, 2048)
     context = stage.context_after(stage.config, stage.context)
-    assert context.grid == (16, 16) and context.width == 2048
+    assert context.grid == (16, 16)
+    assert context.width == 2048
 
 
 def test_grids_that_do_not_divide_are_refused():

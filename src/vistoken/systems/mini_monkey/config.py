@@ -70,6 +70,37 @@ class PixelShuffleConfig:
             _check_count("hidden_width", self.hidden_width)
 
 
+@dataclass(frozen=True)
+class ScmConfig:
+    """Options of ``scm``.
+
+    Args:
+        ratio: Share of the detailed tokens that is kept, rounded down; 1 keeps all, 0 none.
+        layer: Layer whose attention decides; the layers before it are run once more than needed.
+        group: Tiling whose tokens are compressed, by its number in the view table: 1 are the
+            detailed tiles of ``msac``, and the tiles of other view functions.
+        exclude_other_detailed: Detailed tokens of later pictures do not ask for those of earlier
+            ones.
+        compat: ``official`` loses the first token behind the detailed ones, as the released code
+            does; ``fixed`` keeps it.
+    """
+
+    ratio: float = 0.5
+    layer: int = 1
+    group: int = 1
+    exclude_other_detailed: bool = False
+    compat: Compat = "fixed"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ratio, bool) or not 0 <= self.ratio <= 1:
+            raise ValueError(f"ratio must be between 0 and 1, got {self.ratio!r}")
+        for name in ("layer", "group"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
+        _check_choice("compat", self.compat, get_args(Compat))
+
+
 def _check_count(field: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{field} must be a whole number of at least 1, got {value!r}")
