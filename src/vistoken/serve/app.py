@@ -36,6 +36,8 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         504: "The answer took too long.",
     }.items()
 }
+# FastAPI would promise a 422 of its own shape, which never comes.
+_REFUSALS["4XX"] = {"model": ErrorBody, "description": "Another refusal; the message says why."}
 
 
 def create_app(

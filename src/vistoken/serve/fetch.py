@@ -131,9 +131,10 @@ class SafeFetch:
                 raise _failed(f"{where}: the picture is longer than {self._max_bytes:,} bytes")
             if time.monotonic() >= deadline:
                 raise self._too_slow(where)
-        if answer.length:  # the connection ended before all that was announced had come
-            if time.monotonic() >= deadline:
-                raise self._too_slow(where)
+        # a connection that was cut looks like one that ended
+        if time.monotonic() >= deadline:
+            raise self._too_slow(where)
+        if answer.length:  # not all that was announced
             raise _failed(f"{where}: the picture's address broke off in the middle")
         return bytes(body)
 

@@ -1,0 +1,189 @@
+"""Fuzz the server: no crash, no status 500, nothing left behind.
+
+    python benchmarks/serve_fuzz.py [--cases 10000] [--schemathesis 2000] [--out FILE]
+
+pico in a process of its own, on loopback. Part of the requests are made by schemathesis from our
+OpenAPI description, as it allows and as it forbids; the others by hand: malformed JSON, bad
+base64, broken pictures, decompression bombs, lying headers, slow clients, clients that leave. In
+the end the server must still answer, hold no request, no more files and hardly more memory, and
+leave with code 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import random
+import socket
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fuzzing import Case, make_case
+from paired import machine, write
+from serving import CHAT, Server, our_server
+
+RESULT = Path(__file__).parent / "results" / "serve_fuzz.json"
+SETTINGS = {"header_timeout_s": 1.0, "body_timeout_s": 1.0, "max_body_bytes": 2**20}
+LIMITS = {"image_cache_bytes": 2**20, "max_queue": 64}
+Counts = collections.Counter[str]
+
+
+def play(case: Case, port: int) -> str:
+    """Be that client; what came of it."""
+    with socket.create_connection(("127.0.0.1", port), 60) as line:
+        try:
+            for number, piece in enumerate(case.pieces):
+                if number:
+                    time.sleep(case.pause_s)
+                line.sendall(piece)
+            if case.leave == "at once":
+                return "left"
+            beginning = line.recv(65536)
+            if case.leave == "first piece":
+                return "left"
+            while line.recv(65536):
+                pass
+        except (ConnectionResetError, BrokenPipeError):
+            # it had said why not, and would not listen to the rest
+            return "closed"
+    if not beginning:
+        return "closed"
+    return beginning.split(b" ", 2)[1].decode("latin-1")
+
+
+def judge(case: Case, outcome: str) -> str | None:
+    """What is wrong with an outcome; None if nothing is."""
+    if case.kind == "fine":
+        return None if outcome in ("200", "429") else f"a request in order got {outcome}"
+    if outcome == "closed":
+        return None if case.no_answer or case.kind == "too big" else "closed without a word"
+    if outcome.startswith("5") and outcome not in ("503", "504"):
+        return f"status {outcome}"
+    return None
+
+
+def by_hand(server: Server, cases: int, clients: int, seed: int) -> tuple[Counts, list[str]]:
+    """Play cases, some at a time."""
+    counts: Counts = collections.Counter()
+    faults: list[str] = []
+    lock = threading.Lock()
+
+    def one(number: int) -> None:
+        case = make_case(random.Random(seed * 1_000_003 + number))
+        try:
+            outcome = play(case, server.port)
+        except TimeoutError:
+            outcome = "no answer in 60 s"
+        fault = "no answer" if outcome.startswith("no answer") else judge(case, outcome)
+        with lock:
+            counts[f"{case.kind}: {outcome}"] += 1
+            if fault is not None:
+                faults.append(f"case {number}, {case.kind}: {fault}")
+
+    with ThreadPoolExecutor(clients) as threads:
+        for _ in threads.map(one, range(cases)):
+            pass
+    return counts, faults
+
+
+def by_description(server: Server, cases: int) -> tuple[Counts, list[str]]:
+    """Let schemathesis ask, within the description and against it."""
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, seed, settings
+    from schemathesis import GenerationMode
+
+    counts: Counts = collections.Counter()
+    faults: list[str] = []
+    described = json.loads(server.get("/openapi.json")[1])
+    operation = schemathesis.openapi.from_dict(described)[CHAT]["POST"]
+    for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+
+        @seed(1)
+        @settings(
+            max_examples=max(1, cases // 2),
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def ask(case: schemathesis.Case, mode: GenerationMode = mode) -> None:
+            if isinstance(case.body, dict) and case.body.get("model"):
+                case.body["model"] = "pico"  # a made-up name would end every request at once
+            answer = case.call(base_url=f"http://127.0.0.1:{server.port}")
+            counts[f"schemathesis {mode.value}: {answer.status_code}"] += 1
+            if answer.status_code >= 500 and answer.status_code not in (503, 504):
+                faults.append(f"schemathesis: status {answer.status_code} for {case.body!r:.300}")
+
+        ask()
+    return counts, faults
+
+
+def left_behind(server: Server) -> dict[str, float]:
+    """What the server still holds, once it had time to let go."""
+    end = time.monotonic() + 30
+    while True:
+        metrics = server.metrics()
+        held = {
+            key: metrics[f'vistoken_engine_{key}{{model="pico"}}']
+            for key in ("rows", "reading", "waiting", "kv_bytes")
+        }
+        if not any(held.values()) or time.monotonic() > end:
+            return held
+        time.sleep(0.2)
+
+
+def main() -> None:
+    """Fuzz, print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=10_000, help="of both kinds together")
+    parser.add_argument("--schemathesis", type=int, default=2000, help="how many of them")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    manual = options.cases - options.schemathesis
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with our_server("pico", log, LIMITS, **SETTINGS) as server:
+            warm, more = by_hand(server, max(200, manual // 10), options.clients, options.seed + 1)
+            left_behind(server)
+            before, files = server.resident_bytes(), server.open_files()
+            counts, faults = by_hand(server, manual, options.clients, options.seed)
+            theirs, their_faults = by_description(server, options.schemathesis)
+            held = left_behind(server)
+            after, more_files = server.resident_bytes(), server.open_files() - files
+            healthy = server.get("/health")[0] == 200
+            code = server.end()
+        tracebacks = log.read_text().count("Traceback")
+    faults += more + their_faults
+    faults += [f"left behind: {key} = {value:g}" for key, value in held.items() if value]
+    if not healthy or code != 0:
+        faults.append(f"health {healthy}, exit code {code}")
+    result = {
+        "what": "fuzzed requests to pico's server",
+        "cases": options.cases,
+        "warm_up_cases": sum(warm.values()),
+        "outcomes": dict(sorted((counts + theirs).items())),
+        "faults": faults[:50],
+        "tracebacks_in_log": tracebacks,
+        "mib_before": round(before / 2**20, 1),
+        "mib_after": round(after / 2**20, 1),
+        "more_open_files": more_files,
+        "exit_code": code,
+        "seconds": round(time.monotonic() - begun),
+        "machine": machine(),
+    }
+    write(options.out, result)
+    print(json.dumps({k: v for k, v in result.items() if k != "machine"}, indent=1))
+    if faults:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
