@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,11 +15,13 @@ from vistoken.cli.console import (
     say,
     say_json,
 )
-from vistoken.core.errors import UsageError
-from vistoken.core.files import writing
+from vistoken.cli.picture_files import OutputOption, check_files, write_files
+from vistoken.cli.viz_attention import attention
+from vistoken.cli.viz_tokens import tokens
 
 app = typer.Typer(no_args_is_help=True, help="Draw what a model does with a picture.")
-_SUFFIXES = (".png", ".html")
+app.command("attention")(attention)
+app.command("tokens")(tokens)
 
 
 @app.callback()
@@ -33,12 +33,7 @@ def group() -> None:
 def views(
     image: Annotated[str, typer.Argument(help="Picture, a path or an http(s) URL.")],
     model: ModelOption = "nano",
-    out: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--output", "-o", help="A .png or .html file; may be repeated. Default: views.png."
-        ),
-    ] = None,
+    out: OutputOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,11 +43,7 @@ def views(
     else.
     """
     files = out or [Path("views.png")]
-    for path in files:
-        if path.suffix not in _SUFFIXES:
-            raise UsageError(f"{path} must end with .png or .html")
-        if not path.parent.is_dir():
-            raise UsageError(f"the folder {path.parent} of {path.name} does not exist; make it")
+    check_files(files)
     quieten()
     from vistoken.cli.sources import check_model, read_image_processor
     from vistoken.models.images import open_image
@@ -66,14 +57,12 @@ def views(
     token_map = processor.plan.token_map(table)
     shown = describe_views(table, token_map)
     if not dry_run:
-        for path in files:
-            if path.suffix == ".png":
-                buffer = io.BytesIO()
-                draw_views(picture, shown).save(buffer, "PNG")
-                _write(path, buffer.getvalue())
-            else:
-                title = f"Views of {Path(image).name} for {model}"
-                _write(path, views_page(picture, shown, title).encode())
+        title = f"Views of {Path(image).name} for {model}"
+        write_files(
+            files,
+            lambda: draw_views(picture, shown),
+            lambda: views_page(picture, shown, title),
+        )
     if as_json:
         say_json(
             {
@@ -100,14 +89,3 @@ def views(
         f"{image}: {picture.height}x{picture.width} pixels, {len(shown)} views, "
         f"{len(token_map)} tokens; {verb} {', '.join(map(str, files))}"
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with writing(path):
-        try:
-            part.write_bytes(content)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
