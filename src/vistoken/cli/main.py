@@ -26,6 +26,7 @@ from vistoken.cli import (
 from vistoken.cli.console import fail, show_traceback
 from vistoken.cli.convert import app as convert_app
 from vistoken.cli.eval import app as eval_app
+from vistoken.cli.serve_vllm import ANY_OPTION
 from vistoken.core.errors import MachineError, VistokenError
 
 INTERRUPTED = 130
@@ -52,7 +53,7 @@ app.command("train")(train.train)
 app.command("merge")(merge.merge)
 app.command("prune")(prune.prune)
 app.command("study")(study.study)
-app.command("serve")(serve.serve)
+app.command("serve", context_settings=ANY_OPTION)(serve.serve)
 app.add_typer(eval_app, name="eval")
 app.add_typer(convert_app, name="convert")
 app.add_typer(inspect.app, name="inspect")

