@@ -60,8 +60,8 @@ class VistokenTrainer(
     FiniteSteps,
     CurrentSettings,
     RecordsLeftOut,
-    TimedData,
     MeansOfFilled,
+    TimedData,
     Trainer,
 ):
     """Trains one stage.
