@@ -93,7 +93,7 @@ def read_changes(texts: list[str]) -> dict[str, Any]:
 def _plan(grid: Grid, out: Path, cells: list[str], as_json: bool) -> None:
     from vistoken.study.costs import predict
 
-    arms = {arm: predict(grid.arm_recipe(arm)) for arm in grid.arms}
+    arms = {arm: predict(grid.arm_recipe(arm), grid.study.picture) for arm in grid.arms}
     done = [
         c.name for c in grid.cells if (out / "cells" / c.arm / str(c.seed) / "cell.json").is_file()
     ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vistoken.core.tables import VIEW
@@ -26,10 +27,15 @@ TEXT_TOKENS = 64
 """Tokens of text beside the picture in every count and measurement."""
 
 
-def predict(recipe: Recipe) -> dict[str, Any]:
-    """Parameters and FLOPs of an arm for one picture and some text, from shapes alone."""
+def predict(recipe: Recipe, picture: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Parameters and FLOPs of an arm for one picture and some text, from shapes alone.
+
+    Args:
+        recipe: The arm.
+        picture: (height, width) of the picture; the tower's own size when None.
+    """
     model = meta_model(recipe)
-    cost = measure_cost(model, recipe.pipeline(model.config), text_tokens=TEXT_TOKENS)
+    cost = measure_cost(model, recipe.pipeline(model.config), picture, TEXT_TOKENS)
     groups = {
         name: sum(parameter.numel() for parameter in parameters.values())
         for name, parameters in part_parameters(model).items()
@@ -37,6 +43,7 @@ def predict(recipe: Recipe) -> dict[str, Any]:
     forward = cost.connect_flops + cost.prefill_flops
     return {
         "parameters": groups,
+        "views": cost.views,
         "visual_tokens": cost.visual_tokens,
         "text_tokens": TEXT_TOKENS,
         "encode_flops": sum(cost.encode_flops.values()),
@@ -52,16 +59,25 @@ def latency_ratio(
     baseline: tuple[VistokenForConditionalGeneration, VistokenProcessor],
     rounds: int,
     warmup: int = 3,
+    picture: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Time of connector and prefill, arm over baseline, both taking turns in one process.
+    """Time of one picture and some text, arm over baseline, both taking turns in one process.
 
-    Towers are left out: they are the same in every arm.
+    Args:
+        arm: Model and processor.
+        baseline: Those of the baseline.
+        rounds: Measured rounds.
+        warmup: Rounds that are run and forgotten.
+        picture: (height, width) of the picture, timed from the decoded picture on. None times
+            connector and prefill alone: towers and views are the same in every arm.
 
     Returns:
         ``value`` (median of the pairs' ratios) with a 95 % bootstrap interval, and the medians of
         both in milliseconds.
     """
-    runs = [_timed(*arm), _timed(*baseline)]
+    runs = [
+        _timed(*side) if picture is None else _whole(*side, picture) for side in (arm, baseline)
+    ]
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(-warmup, rounds):
         order = (0, 1) if number % 2 == 0 else (1, 0)
@@ -107,6 +123,33 @@ def _timed(
     def run() -> float:
         begun = _now(device)
         encoded = model.get_image_features(view_table=table, tower_features=features)
+        model(input_ids=ids, mm_encoder_outputs={"image": encoded}, logits_to_keep=1)
+        return _now(device) - begun
+
+    return run
+
+
+def _whole(
+    model: VistokenForConditionalGeneration,
+    processor: VistokenProcessor,
+    size: tuple[int, int],
+) -> Callable[[], float]:
+    """As :func:`_timed`, from the decoded picture on."""
+    levels = np.random.default_rng(0).integers(0, 256, (size[0] // 16 + 1, size[1] // 16 + 1, 3))
+    small = Image.fromarray(levels.astype(np.uint8))
+    image = small.resize(size[::-1], Image.Resampling.BILINEAR)
+    device = model.device
+    text = torch.full((1, TEXT_TOKENS), 3, device=device)
+
+    @torch.inference_mode()
+    def run() -> float:
+        begun = _now(device)
+        inputs = processor.image_processor(image)
+        pixels = [view.to(device, model.dtype) for view in inputs["pixel_values"]]
+        encoded = model.get_image_features(pixels, inputs["view_table"])
+        count = len(encoded.pooler_output[0])
+        tokens = torch.full((1, count), processor.image_token_id, device=device)
+        ids = torch.cat([tokens, text], dim=1)
         model(input_ids=ids, mm_encoder_outputs={"image": encoded}, logits_to_keep=1)
         return _now(device) - begun
 

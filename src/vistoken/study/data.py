@@ -11,6 +11,7 @@ from typing import Any
 from vistoken.core.errors import DataError, UsageError
 from vistoken.data.reading import open_rows
 from vistoken.data.scenes import make_scenes
+from vistoken.data.scenes.large import make_large_scenes
 from vistoken.data.scenes.v1 import make_set
 from vistoken.study.grid import file_digest
 from vistoken.study.settings import Data
@@ -58,12 +59,22 @@ def prepare(data: Data, given: Path | None, output: Path, progress: Tell | None)
     if given is None and not root.exists():
         if not data.scenes:
             raise UsageError("this study composes no scenes; give a folder of data with --data")
-        make = make_scenes if data.set == "plain" else make_set
-        make(root, scenes=dict(data.scenes), seed=data.seed, source=data.source, progress=progress)
+        _compose(data, root, progress)
     files = {split: _split(root, split) for split in dict.fromkeys((data.train, *data.tasks))}
     if data.kinds is not None or data.wording == "terse":
         files = {split: _keep(path, data, output / "data") for split, path in files.items()}
     return StudyData(root, files[data.train], tuple(files[task] for task in data.tasks))
+
+
+def _compose(data: Data, root: Path, progress: Tell | None) -> None:
+    options: dict[str, Any] = {"scenes": dict(data.scenes), "seed": data.seed, "progress": progress}
+    if data.size_px is not None:
+        options["size_px"] = data.size_px
+    if data.set == "large-scenes":
+        make_large_scenes(root, **options)
+        return
+    make = make_scenes if data.set == "plain" else make_set
+    make(root, source=data.source, **options)
 
 
 def _split(root: Path, split: str) -> Path:

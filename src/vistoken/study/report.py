@@ -176,8 +176,8 @@ def _differences(report: Mapping[str, Any], task: str) -> list[str]:
 def _costs(report: Mapping[str, Any]) -> list[str]:
     lines = _head(
         [
-            "arm", "seeds", "visual tokens", "connector", "spatial", "connect GFLOP",
-            "prefill GFLOP", "time / baseline", "training s",
+            "arm", "seeds", "views", "visual tokens", "connector", "spatial", "encode GFLOP",
+            "connect GFLOP", "prefill GFLOP", "time / baseline", "ms", "training s",
         ]
     )  # fmt: skip
     for arm, values in report["arms"].items():
@@ -191,12 +191,15 @@ def _costs(report: Mapping[str, Any]) -> list[str]:
         seconds = values["training_s"]
         cells = [
             str(len(values["seeds"])),
+            str(cost["views"]),
             str(cost["visual_tokens"]),
             f"{cost['parameters']['connector']:,}",
             f"{cost['parameters']['spatial']:,}",
+            f"{cost['encode_flops'] / 1e9:.3f}",
             f"{cost['connect_flops'] / 1e9:.3f}",
             f"{cost['prefill_flops'] / 1e9:.3f}",
             ratio,
+            f"{latency['ms']:.1f}" if latency else "",
             f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
         ]
         lines.append(_line(arm, cells))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def run_study(
     runner = CellRunner(grid, output, files, features, progress)
     for cell in grid.cells:
         runner.is_done(cell)  # a folder of another study is refused before the work
-    costs = {arm: predict(grid.arm_recipe(arm)) for arm in grid.arms}
+    costs = {arm: predict(grid.arm_recipe(arm), grid.study.picture) for arm in grid.arms}
     for number, cell in enumerate(chosen):
         if progress is not None:
             progress("cells", number, len(chosen))
@@ -101,7 +102,13 @@ def _latencies(
     ratios = {}
     for number, arm in enumerate(others, start=1):
         model = load(runner.model(first[arm]), dtype=fast_compute())
-        ratios[arm] = latency_ratio(model, baseline, grid.study.latency_rounds)
+        ratios[arm] = latency_ratio(
+            model, baseline, grid.study.latency_rounds, picture=grid.study.picture
+        )
         if progress is not None:
             progress("time the arms", number, len(others))
+    own = [ratio["baseline_ms"] for ratio in ratios.values()]
+    if own:
+        same = {"value": 1.0, "low": 1.0, "high": 1.0, "rounds": grid.study.latency_rounds}
+        ratios[grid.study.baseline] = {**same, "ms": round(statistics.median(own), 3)}
     return ratios

@@ -28,6 +28,7 @@ class Data(_Strict):
         set: Set that is composed where no folder of data is given, as ``data make`` names it.
         source: ``icons`` or ``shapes``: what its scenes are composed from.
         scenes: Scenes of each split that are composed.
+        size_px: Height and width of composed pictures; the set's own when None.
         seed: Of the scenes.
         train: Split that is trained on.
         tasks: Splits that are asked.
@@ -36,9 +37,10 @@ class Data(_Strict):
             language models that start from nothing.
     """
 
-    set: Literal["plain", "vistoken-scenes-v1"] = "plain"
+    set: Literal["plain", "vistoken-scenes-v1", "large-scenes"] = "plain"
     source: Literal["icons", "shapes"] = "icons"
     scenes: dict[str, int] = Field(default_factory=dict)
+    size_px: int | None = Field(default=None, ge=1)
     seed: int = 0
     train: str = "train"
     tasks: tuple[str, ...] = Field(default=("val",), min_length=1)
@@ -111,6 +113,9 @@ class Study(_Strict):
         shared: Stages that are run once per seed, by the baseline, and that every arm starts from;
             they may train the group ``connector`` alone, which all arms have.
         latency_rounds: Rounds in which an arm and the baseline take turns; 0 measures none.
+        picture: (height, width) of the picture that costs are given for, where arms differ in what
+            they make of a picture; preparing and encoding it are timed too. None counts one of the
+            tower's own size and times connector and prefill.
     """
 
     name: str = Field(pattern=_NAME)
@@ -123,6 +128,7 @@ class Study(_Strict):
     asking: Asking = Asking()
     shared: tuple[str, ...] = ()
     latency_rounds: int = Field(default=15, ge=0)
+    picture: tuple[int, int] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Study:
