@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from vistoken.core.errors import UsageError
 from vistoken.serve.asking import ask
 from vistoken.serve.engine import Delta, Done, EmbeddedEngine, EngineLimits, Failed
-from vistoken.serve.engine.decoders import AloneDecoder, SharedDecoder
+from vistoken.serve.engine.alone import AloneDecoder
 from vistoken.serve.engine.embedded import kv_bytes_per_token
 from vistoken.serve.engine.features import FeatureCache
 from vistoken.serve.engine.job import Job
 from vistoken.serve.engine.prepare import Preparer
 from vistoken.serve.engine.sampling import Rules
+from vistoken.serve.engine.shared import SharedDecoder
 from vistoken.serve.engine.worker import Worker
 from vistoken.serve.errors import RequestError
 

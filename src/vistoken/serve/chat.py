@@ -27,6 +27,9 @@ from vistoken.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
+_LAST_WORDS_S = 5.0
+"""Time for the event that says that an answer took too long."""
+
 CLIENT_LEFT = 499
 """Status in the metrics of a request whose client did not wait for the answer."""
 
@@ -91,7 +94,7 @@ class ChatRoute:
                 options = asked.stream_options
                 usage = options is not None and options.include_usage
                 events = self._stream(listening, completion, meant.sampling.n, deadline, usage)
-                return _Stream(events, listening)
+                return _Stream(events, listening, deadline)
             answer = asyncio.create_task(self._whole(listening, completion, deadline))
             if not await _first(answer, gone, None):
                 answer.cancel()
@@ -169,13 +172,19 @@ class _Stream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, content: AsyncIterator[bytes], listening: Listening) -> None:
+    def __init__(
+        self, content: AsyncIterator[bytes], listening: Listening, deadline: float
+    ) -> None:
         super().__init__(content, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._listening = listening
+        self._listening, self._deadline = listening, deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            # a client that does not read what it is sent must not hold its place for ever either
+            async with asyncio.timeout_at(self._deadline + _LAST_WORDS_S):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            logger.info("a client did not read its answer in time")
         finally:
             self._listening.cancel()
 

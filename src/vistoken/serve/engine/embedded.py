@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from vistoken.core.errors import UsageError
-from vistoken.serve.engine.decoders import AloneDecoder, Decoder, SharedDecoder, why_alone
+from vistoken.serve.engine.alone import AloneDecoder
+from vistoken.serve.engine.decoders import Decoder, why_alone
 from vistoken.serve.engine.features import FeatureCache
 from vistoken.serve.engine.job import Job
 from vistoken.serve.engine.limits import EngineLimits
 from vistoken.serve.engine.prepare import Preparer, Prompt
 from vistoken.serve.engine.protocol import Conversation, Deliver, Sampling
 from vistoken.serve.engine.sampling import Rules
+from vistoken.serve.engine.shared import SharedDecoder
 from vistoken.serve.engine.worker import Worker
 from vistoken.serve.errors import RequestError
 

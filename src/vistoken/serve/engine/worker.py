@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vistoken.models.outputs import ImageFeatures
-from vistoken.serve.engine.decoders import Decoder, Prefilled
-from vistoken.serve.engine.features import FeatureCache, side_by_side
+from vistoken.serve.engine.decoders import Decoder, Prefilled, Reading
+from vistoken.serve.engine.features import FeatureCache
 from vistoken.serve.engine.job import Job, Row
-from vistoken.serve.engine.prepare import Shown
+from vistoken.serve.engine.reading import Reader
 from vistoken.serve.engine.sampling import Chooser, Rules
 from vistoken.serve.engine.text import TextStream
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from vistoken.models import VistokenForConditionalGeneration
 
 logger = logging.getLogger(__name__)
-
-Reading = Generator[None, None, Prefilled]
 
 
 class Worker:
@@ -52,8 +49,9 @@ class Worker:
         max_rows: int,
         places: int,
     ) -> None:
-        self._model, self._tokenizer, self._decoder = model, tokenizer, decoder
+        self._tokenizer, self._decoder = tokenizer, decoder
         self._rules, self._features = rules, features
+        self._reader = Reader(model, decoder, features)
         self._max_rows, self.places = max_rows, places
         self._wake = threading.Condition()
         self._queue: deque[Job] = deque()
@@ -163,7 +161,7 @@ class Worker:
             self._queue.popleft()
             if not job.cancelled:
                 job.taken_up()
-                self._reading.append((job, self._read(job)))
+                self._reading.append((job, self._reader(job)))
 
     def _fits(self, job: Job) -> bool:
         present = {id(j): j for j in [*(r.job for r in self._rows), *(j for j, _ in self._reading)]}
@@ -182,31 +180,6 @@ class Worker:
                     self._begin(job, finished.value)
                     return
             self._reading.append((job, reading))
-
-    def _read(self, job: Job) -> Reading:
-        features: list[ImageFeatures] = []
-        for shown in job.prompt.pictures:
-            known = self._features.get(shown.key)
-            if known is None:
-                if features:
-                    yield
-                known = self._encode(shown)
-                self._features.put(shown.key, known)
-                yield
-            else:
-                job.usage.cached_pictures += 1
-            features.append(known)
-        together = side_by_side(features) if features else None
-        return (yield from self._decoder.read(job.prompt, together))
-
-    def _encode(self, shown: Shown) -> ImageFeatures:
-        device, dtype = self._model.device, self._model.dtype
-        pixels = shown.pixels
-        if isinstance(pixels, Tensor):
-            pixels = pixels.to(device, dtype)
-        else:
-            pixels = [view.to(device, dtype) for view in pixels]
-        return self._model.get_image_features(pixels, shown.views)
 
     def _begin(self, job: Job, read: Prefilled) -> None:
         """Write the first token of every answer and let the unfinished ones join."""
