@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaModel
+from transformers import AutoModel, LlamaConfig, LlamaModel
 
 from vistoken.core.tables import TOKEN
+from vistoken.models.cost import empty_model, measure_cost
 from vistoken.models.decoder import MechanismStack, run_decoder
 from vistoken.models.plan_cost import count_plans
+from vistoken.models.recipe import load_recipe, parse_recipe
 
 INTERNLM2_2B = {
     "hidden_size": 2048,
@@ -64,3 +66,41 @@ def test_prefill_of_the_release(scm):
     assert ratio == pytest.approx(0.69, abs=0.005)
     whole_layers = sum(layer.flops for layer in compressed.layers) + 2 * full.layers[0].flops
     assert whole_layers / full.flops == pytest.approx(0.73, abs=0.005)
+
+
+def test_what_inspect_counts(scm):
+    """A picture's cost before anything runs equals hooks on the running decoder, the head aside."""
+    values = load_recipe("pico").model_dump(exclude_none=True)
+    values |= {"views": "msac", "connector": ["pixel-shuffle"], "mechanisms": ["scm"]}
+    recipe = parse_recipe(values, "monkey")
+    config = recipe.model_config_for()
+    model, spec = empty_model(config), recipe.pipeline(config)
+    cost = measure_cost(model, spec, (60, 90), text_tokens=8)
+    assert cost.stock is not None
+    rows = cost.visual_tokens + 8
+    detailed = int(
+        (
+            TOKEN.get(model.model.plan.token_map(spec.view_function().view_table(60, 90)), "group")
+            == 1
+        ).sum()
+    )
+    per_row = cost.prompt_cache_values / (rows - detailed + detailed // 2)
+    assert per_row == cost.stock[2] / rows
+    text = AutoModel.from_config(config.text_config, attn_implementation="eager").eval()
+    table = torch.cat(
+        [
+            TOKEN.make(4),
+            TOKEN.set(model.model.plan.token_map(spec.view_function().view_table(60, 90)), media=0),
+            TOKEN.make(4),
+        ]
+    )[None]
+    with torch.no_grad(), FlopCounterMode(display=False) as prefill:
+        run_decoder(
+            text,
+            stack=model.model.stack,
+            inputs_embeds=torch.randn(1, rows, text.config.hidden_size),
+            token_map=table,
+            use_cache=True,
+        )
+    head = 2 * text.config.hidden_size * text.config.vocab_size
+    assert cost.prefill_flops == prefill.get_total_flops() + head

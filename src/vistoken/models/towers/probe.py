@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +57,7 @@ def probe_tower(
             width=sum(state.shape[1] for state in selected),
             prefix=0,
         )
-    patch: int = config.patch_size
+    patch = _square(config.patch_size)
     cells = (size[0] // patch) * (size[1] // patch)
     prefix = selected[0].shape[1] - cells
     if prefix < 0:
@@ -65,3 +66,14 @@ def probe_tower(
             f"pixels, fewer than its {size[0] // patch}x{size[1] // patch} grid of patches"
         )
     return TowerProbe(patch, sum(state.shape[2] for state in selected), prefix)
+
+
+def _square(patch: int | Sequence[int]) -> int:
+    """Side of a patch; some towers name both sides."""
+    if isinstance(patch, int):
+        return patch
+    if len(set(patch)) != 1:
+        raise UsageError(
+            f"the patches of this tower are {patch} pixels; only square ones can be used"
+        )
+    return patch[0]

@@ -111,7 +111,7 @@ class Scm(BaseMechanism):
         """Rows (...) bool of a TokenMap (..., K) that are detailed tokens."""
         of_group = TOKEN.get(token_map, "group") == self.config.group
         visual = TOKEN.get(token_map, "kind") == TokenKind.VISUAL
-        return of_group & visual & (TOKEN.get(token_map, "media") >= 0)
+        return of_group & visual
 
     def kept_length(self, token_map: Tensor) -> int:
         """How many rows of a prompt's TokenMap (n, K) are left, before anything runs."""
@@ -123,10 +123,10 @@ class Scm(BaseMechanism):
 
     def _spans(self, token_map: Tensor, detailed: Tensor) -> list[Span]:
         spans: list[Span] = []
-        media = torch.where(detailed, TOKEN.get(token_map, "media"), -1)
-        for sequence, numbers in enumerate(media):
-            for medium in numbers[detailed[sequence]].unique().tolist():
-                places = torch.nonzero(numbers == medium).flatten()
+        media = TOKEN.get(token_map, "media")
+        for sequence, rows in enumerate(detailed):
+            for medium in media[sequence, rows].unique():
+                places = torch.nonzero(rows & (media[sequence] == medium)).flatten()
                 kept = int(len(places) * self.config.ratio)
                 spans.append(Span(sequence, places, kept))
         return spans
