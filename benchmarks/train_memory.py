@@ -25,13 +25,13 @@ from torch import Tensor
 from vistoken.core.objectives import Clock
 from vistoken.models.build import build, load_tokenizer
 from vistoken.models.cost import empty_model
+from vistoken.models.footprint import Held
 from vistoken.models.recipe import Recipe, load_recipe
 from vistoken.train.alignment import NameSpace, Scene
 from vistoken.train.encoders import PixelEncoder
 from vistoken.train.examples import Example
 from vistoken.train.groups import apply_groups, optimizer_groups
 from vistoken.train.memory import predict_memory, saved_bytes
-from vistoken.train.memory_probe import Held
 from vistoken.train.metrics import Meter
 from vistoken.train.microbatch import TrainBatch
 from vistoken.train.objectives import find_objective

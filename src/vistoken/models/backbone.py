@@ -20,6 +20,7 @@ from vistoken.models.outputs import ImageFeatures, VistokenModelOutput
 from vistoken.models.pipeline import TokenPlan, anchor_rows
 from vistoken.models.scatter import (
     batch_token_map,
+    check_positions,
     fitting_text_map,
     placeholder_mask,
     scatter_rows,
@@ -104,6 +105,12 @@ class VistokenModel(VistokenPreTrainedModel):
         """Replace the language model's token embedding."""
         self.language_model.set_input_embeddings(value)
 
+    @property
+    def positions(self) -> int | None:
+        """Positions of the language model, where its configuration names them."""
+        known: int | None = self.config.text_config.to_dict().get("max_position_embeddings")
+        return known
+
     def image_embedding(self) -> Tensor:
         """Embedding (D,) of the image placeholder."""
         embedding: Any = self.get_input_embeddings()
@@ -129,9 +136,11 @@ class VistokenModel(VistokenPreTrainedModel):
             For each anchor view, its feature maps (R, C, width), one per tower; and its kept
             prefix tokens (P, width).
         """
-        layers = self.config.vision_config.feature_layers()
-        towers = list(zip(self.plan.spec.towers, layers, self.towers(), strict=True))
-        return encode_views(towers, pixel_values, view_table.cpu())
+        vision = self.config.vision_config
+        towers = list(
+            zip(self.plan.spec.towers, vision.feature_layers(), self.towers(), strict=True)
+        )
+        return encode_views(towers, pixel_values, view_table.cpu(), vision.micro_batch)
 
     def get_image_features(
         self,
@@ -293,6 +302,7 @@ class VistokenModel(VistokenPreTrainedModel):
         text_map = fitting_text_map(text_map, inputs_embeds, past_key_values)
         token_map = text_map
         if features is not None:
+            check_positions(features, self.positions)
             mask = placeholder_mask(
                 input_ids, inputs_embeds, self.config.image_token_id, self.image_embedding()
             )

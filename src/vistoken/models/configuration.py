@@ -22,14 +22,19 @@ class VistokenVisionConfig(PreTrainedConfig):
         towers: One dictionary per tower: ``config`` (a Hugging Face vision config as a dictionary
             with ``model_type``), ``feature_layer`` (index or indices into the hidden states) and
             the fields of :class:`~vistoken.models.pipeline.TowerSpec`.
+        micro_batch: Most views in one pass of a tower, for pictures of many views on little
+            memory; the features are the same. None takes all views of one shape at once.
     """
 
     model_type = "vistoken_vision"
 
     towers: list[dict[str, Any]] | None = None
+    micro_batch: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.towers = self.towers or []
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise UsageError(f"micro_batch must be at least 1, got {self.micro_batch}")
         super().__post_init__(**kwargs)
 
     def specs(self) -> tuple[TowerSpec, ...]:

@@ -6,6 +6,7 @@ product or convolution as nothing, which is how :mod:`torch.utils.flop_counter` 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,11 +188,16 @@ def _encode_flops(
     for number, (spec, tower) in enumerate(
         zip(inner.plan.spec.towers, inner.towers(), strict=True)
     ):
-        with FlopCounterMode(display=False) as counter:
-            for view, owner in zip(pixels, tower_of, strict=True):
-                if owner == number:
-                    tower_features(tower, view.unsqueeze(0), layers[number], spec.stride)
-        flops[f"vision_tower.{spec.name}"] = counter.get_total_flops()
+        shapes = Counter(
+            view.shape for view, owner in zip(pixels, tower_of, strict=True) if owner == number
+        )
+        total = 0
+        for shape, views in shapes.items():
+            with FlopCounterMode(display=False) as counter:
+                view = torch.empty(1, *shape, device="meta")
+                tower_features(tower, view, layers[number], spec.stride)
+            total += views * counter.get_total_flops()
+        flops[f"vision_tower.{spec.name}"] = total
     return flops
 
 

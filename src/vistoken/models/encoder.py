@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ def encode_views(
     towers: Sequence[tuple[TowerSpec, FeatureLayer, nn.Module]],
     pixel_values: Tensor | Sequence[Tensor],
     view_table: Tensor,
+    micro_batch: int | None = None,
 ) -> tuple[list[tuple[Tensor, ...]], list[Tensor]]:
     """Encode every view of a call, batched by tower and shape.
 
@@ -74,6 +75,7 @@ def encode_views(
         towers: Spec, feature layer and module of each tower.
         pixel_values: (V, 3, H, W), or V tensors (3, H, W) where sizes differ.
         view_table (Tensor): (V, K) on the CPU.
+        micro_batch: Most views in one pass of a tower; all of one shape when None.
 
     Returns:
         For each anchor view, its feature maps (R, C_, C) in tower order; and its kept prefix
@@ -90,7 +92,7 @@ def encode_views(
             groups.setdefault((shape[-2], shape[-1]), []).append(row)
         dtype = next(module.parameters()).dtype
         device = next(module.parameters()).device
-        for members in groups.values():
+        for members in _passes(groups.values(), micro_batch):
             batch = torch.stack([pixel_values[row] for row in members]).to(device, dtype)
             # with checkpointing, a frozen tower's embeddings would ask for gradients
             with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(module, batch)):
@@ -102,6 +104,14 @@ def encode_views(
     partners = anchor_partners(view_table, len(towers))
     features = [tuple(maps[row] for row in partners[anchor]) for anchor in anchors]
     return features, [prefixes[anchor] for anchor in anchors]
+
+
+def _passes(groups: Iterable[list[int]], micro_batch: int | None) -> Iterator[list[int]]:
+    """Views that go through a tower together."""
+    for members in groups:
+        size = micro_batch or len(members)
+        for start in range(0, len(members), size):
+            yield members[start : start + size]
 
 
 def _learns(module: nn.Module, pixels: Tensor) -> bool:

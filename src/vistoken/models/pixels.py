@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vistoken.core.parts import TowerInput
@@ -49,12 +50,10 @@ def normalise(image: Any, tower: TowerInput) -> Tensor:
 @lru_cache(maxsize=32)
 def _table(
     mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+) -> NDArray[np.float32]:
     """Result of every level of every channel, (3, 256)."""
     scaled = (np.arange(_LEVELS, dtype=np.float64) * (1 / 255)).astype(np.float32)
     centred = scaled[None] - np.asarray(mean, np.float32)[:, None]
-    table: np.ndarray[tuple[int, int], np.dtype[np.float32]] = (
-        centred / np.asarray(std, np.float32)[:, None]
-    )
+    table: NDArray[np.float32] = centred / np.asarray(std, np.float32)[:, None]
     table.setflags(write=False)
     return table

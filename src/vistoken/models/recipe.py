@@ -61,6 +61,7 @@ class Recipe(_Strict):
         template: Chat template, see :mod:`vistoken.models.templates`.
         towers: Vision towers; the first one anchors the tokens.
         views: View function.
+        micro_batch: Most views in one pass of a tower; all views of one shape when None.
         connector: Connector chain.
         layout: Layout.
         mechanisms: Decoder mechanisms, in the order in which they act.
@@ -75,6 +76,7 @@ class Recipe(_Strict):
     template: str
     towers: list[TowerRecipe] = Field(min_length=1)
     views: dict[str, Any] | str = "pad"
+    micro_batch: int | None = Field(default=None, ge=1)
     connector: list[dict[str, Any] | str]
     layout: dict[str, Any] | str = "plain"
     mechanisms: list[dict[str, Any] | str] = Field(default_factory=list)
@@ -98,7 +100,9 @@ class Recipe(_Strict):
         vocab_size = text["vocab_size"]
         text["vocab_size"] = vocab_size + 1
         return VistokenConfig(
-            vision_config=VistokenVisionConfig(towers=[_tower(tower) for tower in self.towers]),
+            vision_config=VistokenVisionConfig(
+                towers=[_tower(tower) for tower in self.towers], micro_batch=self.micro_batch
+            ),
             connector_config=[_part(stage, "connector") for stage in self.connector],
             layout_config=_part(self.layout, "layout"),
             decoder_config={"mechanisms": [_part(m, "mechanism") for m in self.mechanisms]},

@@ -61,6 +61,26 @@ def scatter_rows(mask: Tensor, inputs_embeds: Tensor, features: ImageFeatures) -
     return inputs_embeds.masked_scatter(mask.unsqueeze(-1), rows)
 
 
+def check_positions(features: ImageFeatures, positions: int | None) -> None:
+    """Refuse a picture of more tokens than a language model has positions.
+
+    Args:
+        features: Visual tokens of the call's images.
+        positions: Positions of the language model; None where its configuration names none.
+
+    Raises:
+        UsageError: There is such a picture.
+    """
+    for number, tokens in enumerate(features.pooler_output):
+        if positions is not None and len(tokens) >= positions:
+            raise UsageError(
+                f"image {number} becomes {len(tokens):,} visual tokens and the language model has "
+                f"{positions:,} positions; have it cut into fewer or smaller views (vistoken "
+                "inspect tokens names the options that do so), or take a language model of more "
+                "positions"
+            )
+
+
 def feature_rows(token_map: Tensor) -> Tensor:
     """Rows (...) bool of a TokenMap (..., K) that stand for one encoder feature each.
 

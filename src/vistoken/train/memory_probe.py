@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vistoken.core.tables import VIEW
+from vistoken.models.footprint import Held, fused_attention
 from vistoken.models.modeling import VistokenForConditionalGeneration
 from vistoken.models.pipeline import anchor_rows
 from vistoken.train.objectives import find_objective
 from vistoken.train.settings import StageConfig
-
-_PROBE = "vistoken_memory"
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ def count_activations(
     maps = _maps(model, table)
     encoding = 0
     parts: list[tuple[int, int]] = []  # saved and recomputed
-    with _probed(model):
+    with fused_attention(model):
         if stage.group("vision").train != "frozen":
             with saved:
                 encoded = _encode(model, table, shape.samples)
@@ -81,7 +74,7 @@ def count_activations(
                 _kept(saved.take(), _tower_layers(model), stage.checkpointing, encoded, full=True)
             )
         elif not cached:
-            with Held() as held, torch.no_grad():
+            with Held(model) as held, torch.no_grad():
                 _encode(model, table, shape.samples)
             encoding = held.peak
         with saved:
@@ -185,42 +178,6 @@ def _decode(
     return hidden
 
 
-class Held(TorchDispatchMode):
-    """Bytes of all storages that operators made inside and that are still alive.
-
-    Attributes:
-        now: Bytes at this moment.
-        peak: The most there were.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._alive: dict[int, Any] = {}
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run an operator and see what it gives."""
-        made = function(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self.see, made)
-        return made
-
-    def see(self, tensor: Tensor) -> Tensor:
-        """Count a tensor's storage until it goes away."""
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._alive:
-            self._alive[key] = weakref.ref(storage, lambda _: self._gone(key, size))
-            self.now += size
-            self.peak = max(self.peak, self.now)
-        return tensor
-
-    def _gone(self, key: int, size: int) -> None:
-        del self._alive[key]
-        self.now -= size
-
-
 class _Saved:
     """Adds up what autograd saves inside, each storage once, parameters not at all."""
 
@@ -262,43 +219,3 @@ def saved_bytes(model: nn.Module, forward: Any) -> int:
 
 def _key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-class _FusedAttention(torch.autograd.Function):
-    """Attention that saves what fused kernels do: its inputs, its output and one sum per row."""
-
-    @staticmethod
-    def forward(
-        context: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        output = query.new_empty(*query.shape[:-1], value.shape[-1])
-        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        # kernels take a mask in the inputs' type, so every layer makes its own
-        own = None if mask is None else mask.to(query.dtype, copy=True)
-        context.save_for_backward(query, key, value, output, sums, own)
-        return output
-
-
-def _attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any
-) -> tuple[Tensor, None]:
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-    output: Tensor = _FusedAttention.apply(query, key, value, mask)  # type: ignore[no-untyped-call]
-    return output.transpose(1, 2).contiguous(), None
-
-
-@contextmanager
-def _probed(model: VistokenForConditionalGeneration) -> Iterator[None]:
-    """Language model and towers with fused attention's footprint, whatever would be chosen."""
-    AttentionInterface.register(_PROBE, _attend)
-    configs = [module.config for module in (model.model.language_model, *model.model.towers())]
-    before = [config._attn_implementation for config in configs]
-    for config in configs:
-        config._attn_implementation = _PROBE
-    try:
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation = implementation
