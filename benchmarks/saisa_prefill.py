@@ -61,11 +61,11 @@ def make_model(hidden: int, layers: int) -> LlamaModel:
 
 
 @torch.inference_mode()
-def prefill(forward: Callable[..., Any], **inputs: Any) -> Times:
+def prefill(forward: Callable[..., Any], embeds: Tensor, **inputs: Any) -> Times:
     """Run one prompt into an empty cache; its seconds by the clock and of the processor."""
-    device = inputs["inputs_embeds"].device
+    device = embeds.device
     started, used = now(device), time.process_time()
-    forward(**inputs, use_cache=True)
+    forward(inputs_embeds=embeds, **inputs, use_cache=True)
     times = {"prefill": now(device) - started}
     return times if device.type == "cuda" else times | {"cores": time.process_time() - used}
 
@@ -101,15 +101,15 @@ def main() -> None:
     table = prompt_map([TOKEN.make(SLOTS, kind=TokenKind.VISUAL, media=0, view=0)], BEFORE, AFTER)
     embeds = torch.randn(1, BEFORE + SLOTS + AFTER, model.config.hidden_size).to(**place)
     stack = MechanismStack([saisa])
-    looped = partial(run_decoder, model, token_map=table.to(device), inputs_embeds=embeds)
+    looped = partial(run_decoder, model, token_map=table.to(device), stack=stack)
     once = {FEATURES: [features], VISUAL_KV: [ready_keys(model, saisa, features)]}
-    dense = partial(prefill, model, inputs_embeds=embeds)
-    ours = partial(prefill, looped, stack=stack, side={FEATURES: [features]})
+    dense = partial(prefill, model, embeds)
+    ours = partial(prefill, looped, embeds, side={FEATURES: [features]})
     measured = take_turns(
         {
             "dense": dense,
             "saisa": ours,
-            "ready": partial(prefill, looped, stack=stack, side=once),
+            "ready": partial(prefill, looped, embeds, side=once),
             "dense_again": dense,
         },
         rounds=options.rounds,
