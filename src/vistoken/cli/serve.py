@@ -86,12 +86,15 @@ def serve(
     engine: Annotated[
         Engine, typer.Option(help="vllm starts vLLM's server; further options are handed to it.")
     ] = Engine.embedded,
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="A web page to talk to the models, at /.")
+    ] = True,
     dry_run: DryRunOption = False,
 ) -> None:
     """Serve models with an OpenAI-compatible interface, in one process.
 
-    POST /v1/chat/completions, GET /v1/models, /health and /metrics. SIGTERM and Ctrl-C finish
-    running answers first.
+    POST /v1/chat/completions, GET /v1/models, /health and /metrics; a web page at /. SIGTERM and
+    Ctrl-C finish running answers first.
     """
     if engine is Engine.vllm:
         serve_with_vllm(
@@ -139,7 +142,8 @@ def serve(
     if dry_run:
         say(f"would serve {', '.join(names)} on http://{host}:{port}")
         return
-    _serve_embedded(names, settings, limits, (host, port), (device, dtype, quantization))
+    placing = (device, dtype, quantization)
+    _serve_embedded(names, settings, limits, (host, port), placing, page=page)
 
 
 def _serve_embedded(
@@ -148,16 +152,20 @@ def _serve_embedded(
     limits: EngineLimits,
     address: tuple[str, int],
     placing: tuple[str, str, Quantization | None],
+    *,
+    page: bool,
 ) -> None:
     from vistoken.cli.sources import load_model
     from vistoken.serve.app import create_app
     from vistoken.serve.engine import EmbeddedEngine
+    from vistoken.serve.page import page_for
     from vistoken.serve.server import run_server
 
     engines: dict[str, Any] = {}
+    extend = page_for(engines, settings) if page else None
     for name, source in names.items():
         engines[name] = EmbeddedEngine(name, *load_model(source, *placing), limits)
-    run_server(create_app(engines, settings), settings, *address)
+    run_server(create_app(engines, settings, extend=extend), settings, *address)
 
 
 def _names(models: list[str]) -> dict[str, str]:

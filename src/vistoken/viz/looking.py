@@ -6,6 +6,7 @@ draw_look(look).save("attention.png")
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,8 @@ def look_at(
     picture: Image.Image,
     question: str,
     *,
-    answer: str | None = None,
+    answer: str | Sequence[int] | None = None,
+    history: Messages | None = None,
     choice: Choice | None = None,
     max_new_tokens: int = 32,
 ) -> Look:
@@ -100,7 +102,10 @@ def look_at(
         processor: Its processor.
         picture: The picture, RGB.
         question: The question.
-        answer: An answer that was given already; the model's greedy one when None.
+        answer: An answer that was given already, text or token ids; the model's greedy one when
+            None.
+        history: Earlier messages, the picture's place in one of them; the picture belongs to the
+            question when None.
         choice: Layers and heads.
         max_new_tokens: Longest answer.
 
@@ -111,9 +116,11 @@ def look_at(
     if not question.strip():
         raise DataError("the question is empty; write what you want to know")
     choice = (choice or Choice()).check(model.config.text_config)
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    inputs = prompt_inputs(processor, [{"role": "user", "content": content}], [picture])
-    inputs = inputs.to(model.device)
+    content = [{"type": "text", "text": question}]
+    if not history:
+        content.insert(0, {"type": "image"})
+    messages = [*(history or []), {"role": "user", "content": content}]
+    inputs = prompt_inputs(processor, messages, [picture]).to(model.device)
     with torch.no_grad():
         features = model.get_image_features(
             as_weights(model, inputs["pixel_values"]), inputs["view_table"]
@@ -196,19 +203,32 @@ def prompt_text_map(inputs: Any) -> Tensor:
 
 
 def _answer_ids(
-    model: Any, processor: Any, inputs: Any, features: Any, answer: str | None, most: int
+    model: Any,
+    processor: Any,
+    inputs: Any,
+    features: Any,
+    answer: str | Sequence[int] | None,
+    most: int,
 ) -> Tensor:
     """Ids (A,) of the answer, without what ends it."""
     tokenizer, prompt = processor.tokenizer, inputs["input_ids"]
+    if isinstance(answer, str):
+        answer = tokenizer(answer, add_special_tokens=False)["input_ids"]
     if answer is not None:
-        ids = tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-        return ids.to(prompt.device)
+        return _without_end(tokenizer, torch.tensor(list(answer), dtype=prompt.dtype)).to(
+            prompt.device
+        )
     given = {k: v for k, v in inputs.items() if k not in ("pixel_values", "view_table")}
     out = model.generate(
         **given, mm_encoder_outputs={"image": features}, do_sample=False, max_new_tokens=most
     )[0, prompt.shape[1] :]
-    special = torch.isin(out, torch.tensor(tokenizer.all_special_ids, device=out.device))
-    return out[: int((~special).cumprod(0).sum())]
+    return _without_end(tokenizer, out)
+
+
+def _without_end(tokenizer: Any, ids: Tensor) -> Tensor:
+    """Ids (A,) up to the first special one."""
+    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
+    return ids[: int((~special).cumprod(0).sum())]
 
 
 def _words(processor: Any, ids: Tensor) -> list[str]:

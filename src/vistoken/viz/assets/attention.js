@@ -156,3 +156,7 @@ frame.addEventListener("pointermove", event => {
 });
 frame.addEventListener("pointerleave", () => { box.hidden = true; under.textContent = "\u00a0"; });
 show(-1);
+// inside of another page: say how high this one is
+if (parent !== window) new ResizeObserver(() => {
+  parent.postMessage({ drawing: document.documentElement.getBoundingClientRect().height }, "*");
+}).observe(document.documentElement);

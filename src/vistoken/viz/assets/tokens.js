@@ -16,3 +16,7 @@ if (slider) {
   slider.addEventListener("input", show);
   show();
 }
+// inside of another page: say how high this one is
+if (parent !== window) new ResizeObserver(() => {
+  parent.postMessage({ drawing: document.documentElement.getBoundingClientRect().height }, "*");
+}).observe(document.documentElement);
