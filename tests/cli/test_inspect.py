@@ -189,7 +189,8 @@ def test_tokens_flops_and_memory_of_a_size_alone(vistoken, image):
     counted = {name: model["flops"][name] for name in of_size["flops"]}
     assert of_size["flops"] == counted
     memory = of_size["memory"]
-    assert memory["weights"] == model["parameters"]["bytes"]
+    # buffers, such as rotary frequencies, are there beside the parameters
+    assert 0 <= memory["weights"] - model["parameters"]["bytes"] < 1000
     assert memory["cache"] == memory["cache_per_token"] * (18 + 64)
     assert memory["peak"] == memory["weights"] + max(
         memory["encoding"], memory["connecting"], memory["cache"] + memory["prefill"]
