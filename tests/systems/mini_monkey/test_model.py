@@ -9,6 +9,8 @@ from PIL import Image
 from vistoken.core.errors import UsageError
 from vistoken.core.tables import TOKEN
 from vistoken.models.build import build
+from vistoken.models.cost import empty_model
+from vistoken.models.forecast import forecast
 from vistoken.models.recipe import load_recipe, parse_recipe
 
 MSAC = {"part": "msac", "options": {"max_detailed": 6, "max_adaptive": 4}}
@@ -130,6 +132,39 @@ def test_tiles_of_other_views(views, connector):
     output = model(**inputs, use_cache=False)
     assert (output.rows is None) == (views == "pad")
     assert output.logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_the_demos_order_compresses_the_same_tiles():
+    """Groups, not places, say which tokens are detailed: adaptive tiles come first here."""
+    options = {**MSAC["options"], "order": "adaptive"}
+    model, processor = make(views={"part": "msac", "options": options})
+    output = model(**inputs_of(processor, [0]), use_cache=False)
+    before, after = (
+        torch.bincount(TOKEN.get(table, "group") + 1, minlength=4).tolist()
+        for table in (output.token_map[0], output.token_map[0, output.rows[0]])
+    )
+    assert after == [before[0], before[1], before[2] // 2, before[3]]
+    group = TOKEN.get(output.token_map[0], "group")
+    assert int((group == 2).int().argmax()) < int((group == 1).int().argmax())
+
+
+def test_more_tiles_than_the_context_holds():
+    """The number of tokens and the options that give fewer are named, before and in a call."""
+    values = load_recipe("pico").model_dump(exclude_none=True)
+    values["language_model"]["config"]["max_position_embeddings"] = 40
+    values |= {"views": "msac", "connector": ["pixel-shuffle"], "mechanisms": ["scm"]}
+    recipe = parse_recipe(values, "monkey")
+    config = recipe.model_config_for()
+    predicted = forecast(empty_model(config), recipe.pipeline(config), (60, 90), 5)
+    assert predicted.context.advice.startswith(
+        "a picture of 60x90 pixels becomes 44 visual tokens in 11 views"
+    )
+    assert "lower max_detailed and max_adaptive of msac" in predicted.context.advice
+    assert "give pixel-shuffle a larger factor" in predicted.context.advice
+    model, processor = build(recipe)
+    with pytest.raises(UsageError, match="44 visual tokens"):
+        model(**inputs_of(processor, [0]))
 
 
 def test_beside_yopo(monkey):

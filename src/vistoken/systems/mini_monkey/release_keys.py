@@ -77,7 +77,8 @@ def read_release(directory: Path, prefix: str = "") -> dict[str, Tensor]:
 
     Returns:
         Tensors for ``load_state_dict`` of a model with an ``internvl_vision`` tower, the connector
-        ``pixel-shuffle`` and a Llama of the same sizes.
+        ``pixel-shuffle`` and a Llama of the same sizes; the vocabulary is the release's, without
+        the row of our image token.
 
     Raises:
         WeightsError: A file is missing, damaged or a pickle; another language model, another
