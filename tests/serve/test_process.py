@@ -43,7 +43,9 @@ class Program:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         assert self._ready.wait(240), self.log
-        self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)", self.log)[1])
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", self.log)
+        assert found is not None, self.log
+        self.port = int(found[1])
 
     @property
     def log(self):

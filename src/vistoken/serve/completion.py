@@ -105,6 +105,7 @@ def report(usage: Usage) -> UsageReport:
 def timings(usage: Usage) -> Timings:
     """Milliseconds of a request as the client reads them."""
     return Timings(
+        prepare_ms=round(usage.prepare_ms, 3),
         queue_ms=round(usage.queue_ms, 3),
         first_token_ms=round(usage.first_token_ms, 3),
         engine_ms=round(usage.engine_ms, 3),

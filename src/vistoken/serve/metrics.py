@@ -20,6 +20,7 @@ _COUNTERS = {
     "step_rows": "Answers in all decode steps.",
     "tokens": "Tokens written.",
     "busy_seconds": "Seconds of computation.",
+    "cpu_seconds": "Seconds of a core that the engine's thread took.",
     "image_cache_hits": "Pictures whose visual tokens were there already.",
     "image_cache_misses": "Pictures that were encoded.",
 }

@@ -150,6 +150,7 @@ class UsageReport(BaseModel):
 class Timings(BaseModel):
     """Milliseconds of a request, an extension."""
 
+    prepare_ms: float
     queue_ms: float
     first_token_ms: float
     engine_ms: float

@@ -127,6 +127,7 @@ class EmbeddedEngine:
         arrived = time.perf_counter()
         self.check_room()
         job = Job(self.prepare(conversation), deliver, arrived)
+        job.usage.prepare_ms = (time.perf_counter() - arrived) * 1e3
         self.check_room()
         self._worker.add(job)
         return job

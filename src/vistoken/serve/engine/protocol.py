@@ -73,6 +73,7 @@ class Usage:
         visual_tokens: Visual tokens of it.
         completion_tokens: Tokens of all its answers.
         cached_pictures: Pictures whose visual tokens were there already.
+        prepare_ms: Milliseconds to make the prompt: chat template, tokenizer, picture to pixels.
         queue_ms: Milliseconds until the engine took it up.
         first_token_ms: Milliseconds until its first token.
         total_ms: Milliseconds until its last token.
@@ -84,6 +85,7 @@ class Usage:
     visual_tokens: int = 0
     completion_tokens: int = 0
     cached_pictures: int = 0
+    prepare_ms: float = 0.0
     queue_ms: float = 0.0
     first_token_ms: float = 0.0
     total_ms: float = 0.0

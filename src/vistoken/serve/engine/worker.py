@@ -59,7 +59,13 @@ class Worker:
         self._rows: list[Row] = []
         self._errands: deque[Callable[[], None]] = deque()
         self._closing = False
-        self._counts = {"steps": 0.0, "step_rows": 0.0, "tokens": 0.0, "busy_seconds": 0.0}
+        self._counts = {
+            "steps": 0.0,
+            "step_rows": 0.0,
+            "tokens": 0.0,
+            "busy_seconds": 0.0,
+            "cpu_seconds": 0.0,
+        }
         self._pace_s = 1.0  # how often a request is finished, smoothed
         self._last_done = time.perf_counter()
         self._thread = threading.Thread(target=self._run, name="vistoken-engine", daemon=True)
@@ -123,6 +129,7 @@ class Worker:
                 logger.exception("a turn of the engine failed")
                 self._drop_all(error)
             self._counts["busy_seconds"] += time.perf_counter() - begun
+            self._counts["cpu_seconds"] = time.thread_time()
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; False when everything is done for good."""
