@@ -123,8 +123,8 @@ def recipes():
     return {name: make_recipe(name) for name in MODELS}
 
 
-@pytest.fixture
-def tiny(tmp_path):
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
     """Make a tiny model with LoRA that does something: (name) -> Tiny."""
 
     def make(name: str) -> Tiny:
@@ -137,7 +137,7 @@ def tiny(tmp_path):
             for parameter_name, parameter in model.named_parameters():
                 if "lora_" in parameter_name:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-        light = tmp_path / name
+        light = tmp_path_factory.mktemp(name) / "light"
         save_light(model, processor, light, references_of(recipe), torch.float32)
         return Tiny(model.eval(), processor, light)
 

@@ -8,6 +8,7 @@ import gc
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,9 +16,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 # one process: a model that vLLM holds in another could not be freed between tests
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -26,12 +32,14 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 vllm = pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
 from vistoken.api import load  # noqa: E402
+from vistoken.core.errors import UsageError  # noqa: E402
 from vistoken.serve.vllm.template import template_for_vllm  # noqa: E402
 from vistoken.serve.vllm.whole import whole_checkpoint  # noqa: E402
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 NEW = 10
+NAMES = ["mlp", "llava-sp", "nano-like", "anyres", "llava-uhd", "inf-llava", "mini-monkey"]
 SMALL = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -39,6 +47,22 @@ SMALL = {
     "max_num_seqs": 8,
     "seed": 0,
 }
+
+
+def make_picture(height, width, seed):
+    """Smooth noise, different in every region."""
+    small = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
+
+
+PICTURES = [make_picture(40, 40, 1), make_picture(90, 50, 2), make_picture(33, 130, 3)]
+ASKED = [
+    ("what is this?", PICTURES[:1]),
+    ("what is this?", PICTURES[1:2]),
+    ("what differs?", PICTURES[1:]),
+    ("and here?", PICTURES[::-2]),
+    ("hello", []),
+]
 
 
 def question(text, *pictures, kind="image"):
@@ -94,53 +118,59 @@ def engine():
     cleanup_dist_env_and_memory()
 
 
-@pytest.mark.parametrize(
-    "name", ["mlp", "llava-sp", "nano-like", "anyres", "llava-uhd", "inf-llava", "mini-monkey"]
-)
-def test_greedy_tokens_are_ours(name, tiny, engine, picture, monkeypatch, tmp_path):
-    monkeypatch.setenv("VISTOKEN_HOME", str(tmp_path / "home"))
-    light = tiny(name).light
+@dataclass(frozen=True)
+class Prepared:
+    """A model as both sides get it, and what ours answers."""
+
+    light: Path
+    whole: Path
+    processor: Any
+    expected: list[list[int]]
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny, tmp_path_factory):
+    """Every model, ready and asked: once vLLM runs, its changes to transformers' classes stay."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VISTOKEN_HOME", str(tmp_path_factory.mktemp("home")))
+        return {name: prepare(tiny(name).light) for name in NAMES}
+
+
+def prepare(light):
     model, processor = load(light, device="cpu", dtype="float32")
-    a, b, c = picture(40, 40, 1), picture(90, 50, 2), picture(33, 130, 3)
-    asked = [
-        ("what is this?", [a]),
-        ("what is this?", [b]),
-        ("what differs?", [b, c]),
-        ("and here?", [c, a]),
-        ("hello", []),
-    ]
-    expected = [ours(model, processor, question(text, *shown)) for text, shown in asked]
-    started = engine(whole_checkpoint(str(light), "float32", load))
-    conversations = [question(text, *shown, kind="image_pil") for text, shown in asked]
-    together = theirs(started, processor, conversations)
-    assert together == expected
-    alone = [theirs(started, processor, [one])[0] for one in conversations[1:3]]
-    assert alone == expected[1:3]
-    assert len({tuple(row) for row in expected}) > 3, "every picture gives the same answer"
+    expected = [ours(model, processor, question(text, *shown)) for text, shown in ASKED]
+    return Prepared(light, whole_checkpoint(str(light), "float32", load), processor, expected)
 
 
-def test_a_mechanism_is_refused_by_the_plugin_too(recipes, tmp_path):
-    from vistoken.models.build import build
-    from vistoken.models.checkpoint import save_full
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_tokens_are_ours(name, prepared, engine):
+    case = prepared[name]
+    started = engine(case.whole)
+    conversations = [question(text, *shown, kind="image_pil") for text, shown in ASKED]
+    together = theirs(started, case.processor, conversations)
+    assert together == case.expected
+    alone = [theirs(started, case.processor, [one])[0] for one in conversations[1:3]]
+    assert alone == case.expected[1:3]
+    assert len({tuple(row) for row in together}) > 3, "every picture gives the same answer"
 
-    recipe = recipes["mlp"].model_copy(update={"mechanisms": ["no-op"]})
-    model, processor = build(recipe)
-    save_full(model, processor, tmp_path / "full")
-    with pytest.raises(Exception, match="mechanism part 'no-op'"):
-        vllm.LLM(str(tmp_path / "full"), **SMALL)
+
+def test_a_mechanism_is_refused_by_the_plugin_too(prepared, tmp_path):
+    full = shutil.copytree(prepared["mlp"].whole, tmp_path / "full")
+    config = json.loads((full / "config.json").read_text())
+    config["decoder_config"] = {"mechanisms": [{"part": "no-op"}]}
+    (full / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="mechanism part 'no-op'"):
+        vllm.LLM(str(full), **SMALL)
 
 
 @pytest.mark.parametrize("parallel", [1, 2])
-def test_the_server_answers_as_we_do(parallel, tiny, picture, tmp_path):
-    light = tiny("llava-sp").light
-    model, processor = load(light, device="cpu", dtype="float32")
-    shown = picture(40, 40, 1)
-    expected = ours(model, processor, question("what is this?", shown))
+def test_the_server_answers_as_we_do(parallel, prepared, tmp_path):
+    case = prepared["llava-sp"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "vistoken", "serve", "--engine", "vllm", "--port", str(port)]
-    words += ["--model", f"small={light}", "--dtype", "float32", "--enforce-eager"]
+    words += ["--model", f"small={case.light}", "--dtype", "float32", "--enforce-eager"]
     words += ["--max-model-len", "512", "--max-num-seqs", "2"]
     words += ["--tensor-parallel-size", str(parallel)]
     home = {"VISTOKEN_HOME": str(tmp_path / "home"), "VISTOKEN_API_KEYS": "secret"}
@@ -150,10 +180,10 @@ def test_the_server_answers_as_we_do(parallel, tiny, picture, tmp_path):
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
         buffer = io.BytesIO()
-        shown.save(buffer, "PNG")
+        PICTURES[0].save(buffer, "PNG")
         url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
         answer = ask(port, url)
-        text = processor.tokenizer.decode(expected, skip_special_tokens=True)
+        text = case.processor.tokenizer.decode(case.expected[0], skip_special_tokens=True)
         assert answer["choices"][0]["message"]["content"].strip() == text.strip()
         with pytest.raises(urllib.error.HTTPError) as refused:
             ask(port, "http://example.com/a.png")
