@@ -69,6 +69,19 @@ class VistokenForVllm(TransformersMultiModalForCausalLM):
         config = vllm_config.model_config.hf_config
         refuse_for_vllm(config, None, vllm_config.model_config.model)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self._place_buffers()
+
+    def _place_buffers(self) -> None:
+        """Give memory to stored buffers that were made where the weights were: nowhere.
+
+        vLLM builds weights on the meta device and buffers for real, except those that follow a
+        weight's device; their values come with the checkpoint.
+        """
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_meta and name not in module._non_persistent_buffers_set:
+                    place = self.device_config.device
+                    module._buffers[name] = torch.empty_like(buffer, device=place)
 
     def _process_image_input(self, **kwargs: Any) -> list[Tensor] | None:
         """Visual tokens of each image."""
