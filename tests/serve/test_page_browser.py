@@ -11,7 +11,10 @@ import pytest
 import uvicorn
 from playwright import sync_api as playwright
 
+from vistoken.models.build import build
+from vistoken.models.recipe import load_recipe
 from vistoken.serve.app import create_app
+from vistoken.serve.engine import EmbeddedEngine, EngineLimits
 from vistoken.serve.page import page_for
 from vistoken.serve.settings import ServeSettings
 
@@ -25,17 +28,19 @@ pytestmark = [
     ),
     pytest.mark.timeout(600),
 ]
-WAIT = 180_000  # a browser and a model on two busy cores
+WAIT = 90_000  # a browser and a model on two busy cores
 
 
 @pytest.fixture(scope="module")
-def address(engine):
-    """Address of a server with the page, in this process."""
+def address():
+    """Address of a server with the page, in this process; it closes its engine when it ends."""
+    model, processor = build(load_recipe("pico"))
+    engines = {"pico": EmbeddedEngine("pico", model.eval(), processor, EngineLimits(max_rows=4))}
     settings = ServeSettings()
-    engines = {"pico": engine}
     app = create_app(engines, settings, extend=page_for(engines, settings))
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, ws="none", log_level="warning",
-                            lifespan="off")  # fmt: skip
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, ws="none", log_level="warning", lifespan="on"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
