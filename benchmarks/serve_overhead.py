@@ -3,10 +3,10 @@
     python benchmarks/serve_overhead.py [--requests 300] [--out FILE]
 
 One client, one request at a time over a kept connection, on pico. What is not computation of the
-engine and not the making of the prompt (chat template, tokenizer, picture to pixels: the model needs
-it without a server, too) is overhead: HTTP, JSON, the picture's decoding, hops between threads. On a
-busy machine the clock says little, so seconds of a core are given as well: what the process takes
-beside the engine's thread, the making of prompts included. Budget: 5 ms.
+engine and not the making of the prompt (chat template, tokenizer, picture to pixels: the model
+needs it without a server, too) is overhead: HTTP, JSON, the picture's decoding, hops between
+threads. On a busy machine the clock says little, so seconds of a core are given as well: what the
+process takes beside the engine's thread, the making of prompts included. Budget: 5 ms.
 """
 
 from __future__ import annotations

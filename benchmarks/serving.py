@@ -30,12 +30,12 @@ quieten()
 from vistoken.api import load
 from vistoken.serve.app import create_app
 from vistoken.serve.engine import EmbeddedEngine, EngineLimits
-from vistoken.serve.server import run_server
+from vistoken.serve.server import bind, run_server
 from vistoken.serve.settings import ServeSettings
 told = json.loads(sys.argv[1])
 settings = ServeSettings(**told["settings"])
 engine = EmbeddedEngine(told["model"], *load(told["model"], "cpu"), EngineLimits(**told["limits"]))
-run_server(create_app(engine, settings), settings, "127.0.0.1", told["port"])
+run_server(create_app(engine, settings), settings, bind("127.0.0.1", told["port"]))
 """
 
 

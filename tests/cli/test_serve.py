@@ -1,6 +1,11 @@
 """`vistoken serve` as far as it goes without listening."""
 
+import socket
+
 import pytest
+
+from vistoken.core.errors import MachineError
+from vistoken.serve.server import bind
 
 
 def test_dry_run_says_what_would_be_served(vistoken):
@@ -42,3 +47,14 @@ def test_without_the_extra(vistoken, monkeypatch):
 
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else object())
     vistoken("serve", "-m", "pico", "--dry-run").failed(5, "uvicorn", "vistoken[serve]")
+
+
+def test_a_port_that_is_taken_is_a_fault_of_the_machine_found_before_models_are_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(MachineError, match=f"127.0.0.1:{port}"):
+            bind("127.0.0.1", port)
+    with bind("127.0.0.1", 0) as free:
+        assert free.getsockname()[1] > 0
+    with pytest.raises(MachineError, match="nowhere.invalid"):
+        bind("nowhere.invalid", 1)

@@ -176,21 +176,3 @@ def test_keys_from_a_file_are_asked_for_and_never_logged(tmp_path):
         assert program.end(signal.SIGINT) == 0
     assert "secret" not in program.log
     assert "other-key" not in program.log
-
-
-def failed(*arguments, **environment):
-    done = subprocess.run(
-        [sys.executable, "-m", "vistoken", "serve", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
-    )
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def test_a_port_that_is_taken_is_a_fault_of_the_machine(program):
-    done = failed("-m", "pico", "--port", str(program.port))
-    assert done.returncode == 5
-    assert f"127.0.0.1:{program.port}" in done.stderr.splitlines()[-1]

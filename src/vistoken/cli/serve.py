@@ -159,13 +159,16 @@ def _serve_embedded(
     from vistoken.serve.app import create_app
     from vistoken.serve.engine import EmbeddedEngine
     from vistoken.serve.page import page_for
-    from vistoken.serve.server import run_server
+    from vistoken.serve.server import bind, run_server
 
+    listening = bind(*address)
     engines: dict[str, Any] = {}
     extend = page_for(engines, settings) if page else None
     for name, source in names.items():
         engines[name] = EmbeddedEngine(name, *load_model(source, *placing), limits)
-    run_server(create_app(engines, settings, extend=extend), settings, *address)
+    app = create_app(engines, settings, extend=extend)
+    note(f"{', '.join(names)} at http://{address[0]}:{listening.getsockname()[1]}")
+    run_server(app, settings, listening)
 
 
 def _names(models: list[str]) -> dict[str, str]:

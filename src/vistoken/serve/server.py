@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import threading
 from collections.abc import Generator
 from types import FrameType
@@ -24,22 +25,40 @@ logger = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run_server(app: FastAPI, settings: ServeSettings, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM, then finish running answers.
+def bind(host: str, port: int) -> socket.socket:
+    """Take an address, before models are loaded for minutes in vain.
 
     Args:
-        app: The application.
-        settings: Its time limits on connections are used here.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
 
     Raises:
         MachineError: The address cannot be listened on.
     """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        taken = socket.socket(family, kind, protocol)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except OSError as error:
+        raise MachineError(
+            f"the server cannot listen on {host}:{port} ({error.strerror}); choose another --port "
+            "or --host"
+        ) from error
+    return taken
+
+
+def run_server(app: FastAPI, settings: ServeSettings, listening: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM, then finish running answers.
+
+    Args:
+        app: The application.
+        settings: Its time limits on connections are used here.
+        listening: What :func:`bind` gave.
+    """
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=_protocol(settings.header_timeout_s),
         ws="none",
         loop="asyncio",
@@ -50,14 +69,7 @@ def run_server(app: FastAPI, settings: ServeSettings, host: str, port: int) -> N
         timeout_keep_alive=max(1, round(settings.header_timeout_s)),
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
     )
-    server = _Server(config)
-    try:
-        asyncio.run(server.serve())
-    except SystemExit as error:  # uvicorn's way of saying that it could not start
-        raise MachineError(
-            f"the server cannot listen on {host}:{port}; choose another --port, or see the line "
-            "above"
-        ) from error
+    asyncio.run(_Server(config).serve(sockets=[listening]))
 
 
 class _Server(uvicorn.Server):
