@@ -59,7 +59,9 @@ def perplexity(model: Any, processor: Any, tokens: int) -> dict[str, Any]:
     """Perplexity on held-out text, window by window, of nano and the untouched language model."""
     folder = nano_parts().language_model
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).eval()
-    ids = processor.tokenizer(held_out_text(), add_special_tokens=False)["input_ids"][:tokens]
+    # the pages speak of the placeholder, which the tokenizer would read as one without a picture
+    text = held_out_text().replace(processor.image_token, "image")
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]
     windows = [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW + 1, WINDOW)]
     losses: dict[str, list[float]] = {"nano": [], "base": []}
     for window in windows:

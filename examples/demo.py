@@ -25,9 +25,9 @@ from vistoken.models.images import open_image  # noqa: E402
 WIDTH = 88
 PHOTO_QUESTION = "What is in the picture?"
 LIMITS = (
-    "nano learned from composed scenes of drawn objects: naming, presence, counting, colours and "
-    "simple positions. A photograph is outside what it was taught. Its answer above shows that "
-    "the pipeline runs; it is not to be relied on. Its model card has the measurements."
+    "nano learned from composed scenes of drawn objects: naming, presence and colours; counts and "
+    "positions are unreliable. A photograph is outside what it was taught. Its answer above shows "
+    "that the pipeline runs; it is not to be relied on. Its model card has the measurements."
 )
 
 
