@@ -146,7 +146,7 @@ def test_arguments_are_passed_through_in_their_order(vllm_is_there, monkeypatch,
     settings = VllmSettings("pico", "0.0.0.0", 9000, "float32", "small", ("secret",))
     command, environment = prepare_vllm(settings, extra, load)
     assert command[-4:] == extra
-    assert command[1:4] == ["-m", "vllm.entrypoints.cli.main", "serve"]
+    assert command[1:4] == ["-m", "vistoken.serve.vllm.start", "serve"]
     options = dict(zip(command[5:-4:2], command[6:-4:2], strict=True))
     assert options["--host"] == "0.0.0.0"
     assert options["--port"] == "9000"

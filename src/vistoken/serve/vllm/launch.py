@@ -140,7 +140,7 @@ def vllm_command(
         directory: Full checkpoint.
         template: Chat template file; None leaves it to ``extra``.
     """
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(directory)]
+    command = [sys.executable, "-m", "vistoken.serve.vllm.start", "serve", str(directory)]
     command += ["--host", settings.host, "--port", str(settings.port)]
     command += ["--served-model-name", settings.served_name or settings.model]
     command += ["--dtype", settings.dtype]

