@@ -145,6 +145,7 @@ def test_garbage_on_the_line(program):
             line.shutdown(socket.SHUT_WR)
             line.recv(100)
     assert program.ask(asked("What?")).status == 200
+    assert "Traceback" not in program.log
 
 
 def test_signals_finish_running_answers_and_refuse_new_ones():

@@ -114,6 +114,17 @@ def _protocol(header_timeout_s: float) -> type[H11Protocol]:
                 self._watch.cancel()
             self._watch = self.loop.call_later(header_timeout_s, self._check_headers)
 
+        def send_400_response(self, msg: str) -> None:
+            # What follows a request is no HTTP (its length was a lie, say): uvicorn answers that
+            # itself, so the application must not answer any more.
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            try:
+                super().send_400_response(msg)
+            except h11.LocalProtocolError:  # an answer was on its way already
+                self.transport.close()
+
         def connection_lost(self, exc: Exception | None) -> None:
             if self._watch is not None:
                 self._watch.cancel()
