@@ -151,12 +151,30 @@ def test_what_is_not_there_at_one_time_is_not_added_up() -> None:
     sizes = {"weights": 100, "gradients": 10, "optimizer": 20, "activations": 30, "loss": 7}
     sizes |= {"sequence": 1, "visual_tokens": 1, "samples": 1}
 
-    def total(recomputed, encoding):
-        return StageMemory("s", recomputed=recomputed, encoding=encoding, words=None, **sizes).total
+    def total(recomputed, encoding, before=0, **other):
+        rest = {"recomputed": recomputed, "encoding": encoding, "gradients_before": before}
+        return StageMemory("s", words=None, **{**sizes, **rest, **other}).total
 
-    assert total(0, 0) == 100 + 10 + 20 + 30 + 7
-    assert total(9, 0) == 100 + 10 + 20 + 30 + 9
+    assert total(0, 0) == 100 + 20 + 30 + 7  # gradients come as activations go
+    assert total(0, 0, before=4) == 100 + 20 + 30 + 7 + 4
+    assert total(9, 0, before=10) == 100 + 20 + 30 + 9 + 10
+    assert total(9, 0, gradients=500) == 100 + 500 + 20 + 9  # the backward pass ends fuller
     assert total(9, 200) == 100 + 20 + 200  # towers run when there are no gradients yet
+
+
+@pytest.mark.parametrize(("given", "all_before"), [({}, False), ({"devices": 2}, True)])
+def test_gradients_are_there_from_the_start_where_something_keeps_them(given, all_before) -> None:
+    recipe = wider()
+    config = recipe.model_config_for()
+    full = {part: {"train": "full"} for part in ("connector", "spatial", "language")}
+    spec = recipe.pipeline(config)
+    found = predict_memory(empty_model(config), spec, stage_of("lora", groups=full), **given)
+    head = config.text_config.vocab_size * config.text_config.hidden_size * 4
+    assert 0 < head < found.gradients
+    assert found.gradients_before == (found.gradients if all_before else head)
+    slow = stage_of("lora", groups=full, accumulate=2)
+    found = predict_memory(empty_model(config), spec, slow, **given)
+    assert found.gradients_before == found.gradients
 
 
 def test_alignment_counts_its_pictures_and_no_language_model(picture) -> None:

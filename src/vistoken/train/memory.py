@@ -50,6 +50,9 @@ class StageMemory:
         loss: Logits and what their gradient needs, one slice of positions at a time.
         recomputed: What one layer saves while checkpointing computes it again.
         encoding: The most that frozen towers hold while they run.
+        gradients_before: Gradients that exist while every activation does: all of them where a
+            step has several micro-batches or devices, else the first that the backward pass
+            makes, of the head.
         sequence: Tokens of a sample that this was computed for; without the language model those
             of its picture.
         visual_tokens: Visual tokens among them.
@@ -65,6 +68,7 @@ class StageMemory:
     loss: int
     recomputed: int
     encoding: int
+    gradients_before: int
     sequence: int
     visual_tokens: int
     samples: int
@@ -72,9 +76,14 @@ class StageMemory:
 
     @property
     def working(self) -> int:
-        """What the fullest moment of a step adds to weights, gradients and optimiser state."""
-        learning = self.activations + max(self.loss, self.recomputed)
-        return max(learning, self.encoding - self.gradients)  # no gradients while towers run
+        """What the fullest moment of a step adds to weights, gradients and optimiser state.
+
+        In the backward pass activations go as gradients come, so it is fullest where it begins or
+        where it ends; while towers run, gradients are yet to come.
+        """
+        begins = self.activations + max(self.loss, self.recomputed) + self.gradients_before
+        ends = self.gradients + self.recomputed
+        return max(begins, ends, self.encoding) - self.gradients
 
     @property
     def total(self) -> int:
@@ -142,15 +151,18 @@ def predict_memory(
     copies = 2 * matrices if bf16 else 0
     words = None if runs_language else words or ASSUMED_WORDS
     loss = _loss(model, shape, bf16) if words is None else _alignment_loss(model, shape, words)
+    gradients = -(-trained * _FLOAT32 // (1 if sharding == "none" else devices))
+    whole_step = stage.accumulate == 1 and devices == 1
     return StageMemory(
         stage=stage.name,
         weights=-(-weights // (devices if sharding in ("zero3", "fsdp2") else 1)),
-        gradients=-(-trained * _FLOAT32 // (1 if sharding == "none" else devices)),
+        gradients=gradients,
         optimizer=-(-trained * _ADAM // (1 if sharding == "none" else devices)),
         activations=counted.saved + copies,
         loss=loss,
         recomputed=counted.recomputed,
         encoding=counted.encoding,
+        gradients_before=_head_gradient(model) if whole_step else gradients,
         sequence=length,
         visual_tokens=visual,
         samples=shape.samples,
@@ -188,6 +200,12 @@ def _weights(
                 size = torch.bfloat16.itemsize
             total += parameter.numel() * size
     return int(total), int(trained), int(matrices)
+
+
+def _head_gradient(model: VistokenForConditionalGeneration) -> int:
+    """Bytes of the head's gradient, which may be the embeddings' too; 0 where it is frozen."""
+    weight = model.lm_head.weight
+    return weight.numel() * _FLOAT32 if weight.requires_grad else 0
 
 
 def _loss(model: VistokenForConditionalGeneration, shape: BatchShape, bf16: bool) -> int:
