@@ -218,5 +218,8 @@ def test_faulty_tasks(tmp_path, finished):
     write([{**rows[0], "messages": rows[0]["messages"][:1]}])
     with pytest.raises(DataError, match="must be the right answer"):
         read_tasks([path])
+    write([{**rows[0], "accepted": "cat"}])
+    with pytest.raises(DataError, match="'0-cat'.*accepted must be a list"):
+        read_tasks([path])
     with pytest.raises(DataError, match="two task files are called 'val'"):
         read_tasks([tasks[0].path, tasks[0].path])

