@@ -24,6 +24,11 @@ PROBE_TORCH = (
 )
 
 
+# Before 13, Pillow resizes some pixels to other levels than the recorded ones of the released code;
+# gradio asks for less than 13 and works with it, as the tests of the page show.
+PILLOW = "pillow==13.0.0"
+
+
 def main() -> None:
     arguments = read_arguments()
     check_python()
@@ -41,6 +46,7 @@ def main() -> None:
         run([*pip, "-c", str(constraints), "torch"])
     say(f"installing vistoken with extras {arguments.extras}")
     run([*pip, "-c", str(constraints), "-e", f"{ROOT}[{arguments.extras}]"])
+    run([*pip, "--no-deps", PILLOW])
     say(f"environment ready in {venv.relative_to(ROOT)}")
 
 

@@ -24,6 +24,7 @@ CONNECTORS = {
     "llava-sp-pool": [SP, {"part": "pool", "options": {"grid": [3, 2]}}],
     "mlp-free-scale": ["mlp", "free-tokens", "rms-scale"],
     "mlp-row-col": ["mlp", {"part": "row-col", "options": {"std": 0.1}}],
+    "pixel-shuffle": ["pixel-shuffle"],
     "uhd-resampler": [{"part": "uhd-resampler", "options": {"grid": 3}}],
 }
 VIEWS = {
@@ -31,6 +32,7 @@ VIEWS = {
     "square": "square",
     "anyres": {"part": "anyres", "options": {"grids": [[1, 2], [2, 1], [2, 2]]}},
     "inf-dcm": {"part": "inf-dcm", "options": {"n": 2}},
+    "msac": {"part": "msac", "options": {"max_detailed": 6, "max_adaptive": 4}},
     "uhd-slices": {"part": "uhd-slices", "options": {"max_slices": 4, "max_aspect": 200}},
 }
 ANY_GRID = {"uhd-slices"}  # views of other sizes than the tower's; their own tests trace them

@@ -129,7 +129,7 @@ def test_files_by_address_are_not_fetched(app):
 @pytest.mark.parametrize(
     ("body", "refused"),
     [
-        (b'{"data": [{"path": "/tmp/gradio/a.png", "url": "http://here/a.png"}]}', False),
+        (b'{"data": [{"path": "cache/a.png", "url": "http://here/a.png"}]}', False),
         (b'{"data": ["look at http://a.b/c"]}', False),
         (b'{"data": [{"a": [{"path": "https://a.b/c.png"}]}]}', True),
         (b'{"data": [{"path": "file:///etc/passwd"}]}', True),

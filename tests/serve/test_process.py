@@ -54,7 +54,7 @@ class Program:
     def _read(self):
         for line in self.process.stderr:
             self.lines.append(line)
-            if "running on" in line:
+            if "Application startup complete" in line:  # the socket listens before
                 self._ready.set()
         self._ready.set()
 

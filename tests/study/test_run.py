@@ -62,7 +62,7 @@ def test_a_study_that_is_killed_goes_on(study_file, splits, tmp_path, monkeypatc
     assert report["arms"]["mlp"]["tasks"]["val"]["all"]["difference"] is None
     assert report["arms"]["free-tokens"]["cost"]["latency"]["rounds"] == 3
     table = (out / "study.md").read_text("utf-8")
-    assert "| free-tokens | 2 | 22 |" in table
+    assert "| free-tokens | 2 | 1 | 22 |" in table
     page = (out / "study.html").read_text("utf-8")
     assert page.count("<svg") == 3
     assert "http" not in page
