@@ -54,7 +54,7 @@ class Program:
     def _read(self):
         for line in self.process.stderr:
             self.lines.append(line)
-            if "Application startup complete" in line:  # the socket listens before
+            if "(Ctrl-C stops)" in line:
                 self._ready.set()
         self._ready.set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -167,8 +168,9 @@ def _serve_embedded(
     for name, source in names.items():
         engines[name] = EmbeddedEngine(name, *load_model(source, *placing), limits)
     app = create_app(engines, settings, extend=extend)
-    note(f"{', '.join(names)} at http://{address[0]}:{listening.getsockname()[1]}")
-    run_server(app, settings, listening)
+    where = f"http://{address[0]}:{listening.getsockname()[1]}"
+    ready = partial(note, f"{', '.join(names)} at {where} (Ctrl-C stops)")
+    run_server(app, settings, listening, ready)
 
 
 def _names(models: list[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any
 
@@ -49,13 +49,19 @@ def bind(host: str, port: int) -> socket.socket:
     return taken
 
 
-def run_server(app: FastAPI, settings: ServeSettings, listening: socket.socket) -> None:
+def run_server(
+    app: FastAPI,
+    settings: ServeSettings,
+    listening: socket.socket,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
     """Serve until SIGINT or SIGTERM, then finish running answers.
 
     Args:
         app: The application.
         settings: Its time limits on connections are used here.
         listening: What :func:`bind` gave.
+        ready: Called once connections are accepted.
     """
     config = uvicorn.Config(
         app,
@@ -69,11 +75,25 @@ def run_server(app: FastAPI, settings: ServeSettings, listening: socket.socket) 
         timeout_keep_alive=max(1, round(settings.header_timeout_s)),
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
     )
-    asyncio.run(_Server(config).serve(sockets=[listening]))
+    asyncio.run(_Server(config, ready).serve(sockets=[listening]))
 
 
 class _Server(uvicorn.Server):
     """Ends by itself after a signal, instead of raising the signal again: it did what was asked."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would cancel the application and log the traceback
+            await self.lifespan.shutdown()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
