@@ -1,4 +1,6 @@
 import copy
+import errno
+import os
 import threading
 from pathlib import Path
 
@@ -6,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vistoken.core.errors import DataError, UsageError
+from vistoken.core.errors import DataError, MachineError, UsageError
 from vistoken.models.image_processing import VistokenImageProcessor
 from vistoken.models.processing import VistokenProcessor
 from vistoken.train.cache import FeatureCache
@@ -112,6 +114,22 @@ def test_a_failed_write_leaves_nothing(pico, tmp_path, image, monkeypatch):
 
 def _refuse(*_):
     raise OSError("disk is full")
+
+
+@pytest.mark.parametrize(
+    ("number", "says"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "cannot be written")]
+)
+def test_what_the_disk_refuses_is_no_bug(pico, tmp_path, image, monkeypatch, number, says):
+    """A cache takes megabytes a picture; a full disk is the likeliest end of filling it."""
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("vistoken.train.cache.os.replace", refuse)
+    with pytest.raises(MachineError, match=says) as caught:
+        FeatureCache(tmp_path, *pico).fill([image])
+    assert str(tmp_path) in str(caught.value)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_missing_picture_is_named(pico, tmp_path):

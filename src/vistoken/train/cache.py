@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from vistoken.core.errors import DataError, UsageError
+from vistoken.core.files import writing
 from vistoken.core.tables import split_media
 from vistoken.models.pipeline import anchor_rows
 
@@ -212,14 +213,15 @@ def _write(path: Path, image: CachedImage) -> None:
             if not torch.isfinite(half).all():
                 raise ValueError(f"tower {tower} gave features that float16 cannot hold")
             tensors[f"{number}.{tower}"] = half.contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.stem}-{uuid.uuid4().hex}")
-    try:
-        scratch.write_bytes(save(tensors))
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            scratch.write_bytes(save(tensors))
+            os.replace(scratch, path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
 
 
 def _read(path: Path) -> CachedImage:
