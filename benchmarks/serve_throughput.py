@@ -1,12 +1,16 @@
 """16 clients at a time: our server with nano against `transformers serve` with a Llava as large.
 
     python benchmarks/serve_throughput.py [--clients 16] [--tokens 64] [--rounds 3] [--out FILE]
+                                          [--model nano]
 
 Both servers run on the same machine and take turns; every request has a picture of its own and
 every answer the same number of tokens. The rival is a Hugging Face Llava with random weights (time
 depends on shapes alone): a CLIP of DINOv2-small's size, whose 576 patch tokens reach a language
 model of SmolLM2-135M's shape. float32, on the CPU. Targets: at least 3 times the throughput, and a
-lower 95th percentile of the time to answer.
+lower 95th percentile of the time to answer. `--model pico --clients 2 --tokens 8 --rounds 1` tries
+in a minute whether all of it works; its figures mean nothing. Needs the extras `serve` and `dev`:
+`transformers serve` wants fastapi, uvicorn and openai, and nothing else. Its continuous batching is
+for models without pictures: with `--continuous-batching` a Llava is still answered one by one.
 """
 
 from __future__ import annotations
@@ -26,6 +30,25 @@ from serving import CHAT, JSON, Server, free_port, our_server, question
 
 RESULT = Path(__file__).parent / "results" / "serve_throughput.json"
 TARGET = 3.0
+# One rival tower for each model: of its encoder's width and depth, with as many patches.
+_TOWERS = {
+    "nano": {
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "image_size": 336,
+        "patch_size": 14,
+    },
+    "pico": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+    },
+}
 _TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% for part in message['content'] %}"
@@ -34,8 +57,8 @@ _TEMPLATE = (
 )
 
 
-def make_rival(folder: Path) -> dict[str, Any]:
-    """Write a Hugging Face Llava of nano's size; parameters of both."""
+def make_rival(model: str, folder: Path) -> dict[str, Any]:
+    """Write a Hugging Face Llava of that model's size; parameters of both."""
     import torch
     from transformers import (
         CLIPImageProcessorPil,
@@ -47,19 +70,12 @@ def make_rival(folder: Path) -> dict[str, Any]:
 
     from vistoken.api import load
 
-    nano, processor = load("nano", "cpu")
-    text = nano.config.text_config.to_dict()
+    ours, processor = load(model, "cpu")
+    text = ours.config.text_config.to_dict()
+    tower = _TOWERS[model]
     tokenizer = processor.tokenizer
     config = LlavaConfig(
-        vision_config={
-            "model_type": "clip_vision_model",
-            "hidden_size": 384,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 6,
-            "image_size": 336,
-            "patch_size": 14,
-        },
+        vision_config={"model_type": "clip_vision_model", **tower},
         text_config={**text, "eos_token_id": None},
         image_token_id=processor.image_token_id,
     )
@@ -67,18 +83,19 @@ def make_rival(folder: Path) -> dict[str, Any]:
     rival = LlavaForConditionalGeneration(config)
     rival.generation_config = GenerationConfig(pad_token_id=0, do_sample=False)
     rival.save_pretrained(folder)
+    side = tower["image_size"]
     pictures = CLIPImageProcessorPil(
-        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
     LlavaProcessor(
         pictures,
         tokenizer,
-        patch_size=14,
+        patch_size=tower["patch_size"],
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=_TEMPLATE,
     ).save_pretrained(folder)
-    return {"nano": nano.num_parameters(), "rival": rival.num_parameters()}
+    return {model: ours.num_parameters(), "rival": rival.num_parameters()}
 
 
 def rival_server(folder: Path, log: Path) -> Server:
@@ -136,26 +153,27 @@ def summary(rounds: list[dict[str, Any]], clients: int, tokens: int) -> dict[str
 def main() -> None:
     """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=sorted(_TOWERS), default="nano")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    clients, tokens = options.clients, options.tokens
+    model, clients, tokens = options.model, options.clients, options.tokens
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        parameters = make_rival(folder / "llava")
+        parameters = make_rival(model, folder / "llava")
         rival_name = str(folder / "llava")
         theirs, ours = [], []
         rival = rival_server(folder / "llava", folder / "rival.log")
         try:
-            with our_server("nano", folder / "our.log", {"max_rows": clients}) as server:
+            with our_server(model, folder / "our.log", {"max_rows": clients}) as server:
                 rival.wait()
-                ask(server, "nano", 900_001, 4, ignore_eos=True)
+                ask(server, model, 900_001, 4, ignore_eos=True)
                 ask(rival, rival_name, 900_002, 4)
                 for number in range(options.rounds):
                     first = 1000 * number
-                    ours.append(round_of(server, "nano", clients, tokens, first, ignore_eos=True))
+                    ours.append(round_of(server, model, clients, tokens, first, ignore_eos=True))
                     print(f"ours   {ours[-1]['seconds']:7.1f} s", flush=True)
                     theirs.append(round_of(rival, rival_name, clients, tokens, first))
                     print(f"theirs {theirs[-1]['seconds']:7.1f} s", flush=True)
@@ -163,7 +181,7 @@ def main() -> None:
             rival.end()
     ratio = compare([one["seconds"] for one in theirs], [one["seconds"] for one in ours])
     result = {
-        "what": f"{clients} clients at once, a picture each, answers of {tokens} tokens",
+        "what": f"{model}: {clients} clients at once, a picture each, answers of {tokens} tokens",
         "parameters": parameters,
         "target": TARGET,
         "ours": summary(ours, clients, tokens),
