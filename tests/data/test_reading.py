@@ -1,8 +1,11 @@
 """Reading data files by number: every format, damaged files, and memory."""
 
+import csv
+import gzip
 import json
 import logging
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -167,6 +170,28 @@ def test_parquet_and_a_saved_data_set(tmp_path, monkeypatch):
     (tmp_path / "bad.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match="bad.parquet cannot be read as parquet"):
         open_rows(tmp_path / "bad.parquet")
+
+
+def test_other_tables_that_datasets_reads(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as packed:
+        packed.write(lines_of(ROWS))
+    table = datasets.Dataset.from_list(ROWS)
+    table.save_to_disk(tmp_path / "saved")
+    shutil.copy(next((tmp_path / "saved").glob("*.arrow")), tmp_path / "a.arrow")
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as lines:
+        cells = csv.writer(lines)
+        cells.writerow(["id", "messages"])
+        cells.writerows([f"row {row['id']}", json.dumps(row["messages"])] for row in ROWS)
+        cells.writerow(["bad", "[{"])
+    for name in ("a.jsonl.gz", "a.arrow"):
+        assert list(open_rows(tmp_path / name)) == ROWS
+    rows = open_rows(tmp_path / "a.csv")
+    assert [row["messages"] for row in rows[:5]] == [row["messages"] for row in ROWS]
+    assert rows[1]["id"] == "row 1"
+    with pytest.raises(DataError, match=r"a\.csv, row 5: the cell 'messages' holds no JSON"):
+        rows[5]
 
 
 def test_tables_need_a_package_that_is_named(tmp_path, monkeypatch):

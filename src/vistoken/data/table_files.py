@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vistoken.core.errors import DataError, MachineError
+from vistoken.data.faults import SampleFault
 from vistoken.data.rows import Rows
 
 # Pictures of `datasets` come as dictionaries of bytes; a messages row holds paths instead.
 _TABLES = {".parquet": "parquet", ".csv": "csv", ".arrow": "arrow", ".feather": "arrow"}
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+# A cell of CSV is text or a number; these are lists, written as JSON in their cell.
+_LISTS = ("messages", "conversations", "images")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,19 @@ class TableRows(Rows):
     def _row(self, index: int) -> dict[str, Any]:
         # A column exists for all rows or none: an empty field is how it says that a key is absent.
         row: dict[str, Any] = _without_nulls(self.table[index])
+        return self._with_lists(row, index) if self.path.suffix == ".csv" else row
+
+    def _with_lists(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+        for name in _LISTS:
+            if isinstance(row.get(name), str):
+                try:
+                    row[name] = json.loads(row[name])
+                except ValueError as error:
+                    raise SampleFault(
+                        "json",
+                        f"{self.where(index)}: the cell {name!r} holds no JSON ({error});"
+                        " write the list as JSON, or use JSON Lines",
+                    ) from error
         return row
 
 
