@@ -35,7 +35,7 @@ def test_things_are_small_apart_and_of_their_own_colour(scene):
     taken = np.zeros((SIDE, SIDE), int)
     for thing in things:
         top, left, bottom, right = thing.box
-        assert 0.04 * SIDE <= bottom - top == right - left <= 0.06 * SIDE + 1
+        assert 0.059 * SIDE <= bottom - top == right - left <= 0.084 * SIDE + 1
         taken[top:bottom, left:right] += 1
         inside = pixels[top:bottom, left:right]
         near = np.abs(inside - COLOURS[thing.colour]).sum(-1) < 30

@@ -1,7 +1,7 @@
 """Large scenes with small things: shapes, and digits and letters on plates, each of its own colour.
 
 What is asked can be read at the scene's own size and hardly on a small picture of the whole: at the
-default size things are 4 to 6 % of the picture's side, 56 to 80 of 1,344 pixels.
+default size things are 6 to 8 % of the picture's side, 80 to 112 of 1,344 pixels.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
 
 _EACH = 2
 _CELLS = 4  # things stand in different cells of this many rows and columns
-_LEAST, _MOST = 56 / 1344, 80 / 1344
+_LEAST, _MOST = 80 / 1344, 112 / 1344
 _GROUNDS = ("white", "yellow", "pink", "gray")
 _SMALLEST = 112
 _QUALITY = 92
