@@ -67,7 +67,7 @@ def test_unknown_views_are_named_before_anything_is_read(wide, tmp_path):
         configuration(wide, tmp_path / "a", [STAGE | {"views": "sqare"}])
 
 
-@pytest.mark.parametrize("recipe", ["llava-1.5-7b", "llava-1.5-13b"])
+@pytest.mark.parametrize("recipe", ["llava-1.5-7b", "llava-1.5-13b", "saisa-7b", "yopo-7b"])
 def test_released_alignment_cuts_and_tuning_pads(recipe):
     found = load_recipe(recipe)
     pretrain, finetune = found.train["stages"]
