@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from PIL import ExifTags, Image
 from torch import Tensor
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
@@ -13,7 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from vistoken.core.errors import DataError, UsageError
 from vistoken.core.parts import ViewFunction
 from vistoken.core.tables import split_media
-from vistoken.models.images import open_image
+from vistoken.models.images import MAX_PIXELS, open_image
 from vistoken.models.pipeline import PipelineSpec, TokenPlan
 
 _PASSED_ON = ("data_format", "device", "disable_grouping", "input_data_format")
@@ -115,7 +116,7 @@ class VistokenImageProcessor(BaseImageProcessor):
         pixels: list[Tensor] = []
         tables: list[Tensor] = []
         for number, image in enumerate(flatten(images)):
-            picture = open_image(image, where=f"image {number}")
+            picture = _readable(image, where=f"image {number}")
             views = self._views.pixels(picture)
             table = self._views.view_table(picture.height, picture.width)
             if len(views) != len(table):
@@ -131,6 +132,20 @@ class VistokenImageProcessor(BaseImageProcessor):
                 "view_table": torch.cat(tables),
             }
         )
+
+
+def _readable(image: Any, where: str) -> Image.Image:
+    """The picture, upright RGB; one that is so already is read where it lies and not copied."""
+    # exactly this class: pictures of open files have frames and rotation notes of their own kinds
+    if (
+        type(image) is Image.Image
+        and image.mode == "RGB"
+        and 0 < image.width * image.height <= MAX_PIXELS
+        and not image.has_transparency_data
+        and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    ):
+        return image
+    return open_image(image, where=where)
 
 
 def flatten(images: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vistoken.core.errors import DataError
 from vistoken.models._image_fetch import fetch_url
@@ -183,7 +183,8 @@ def _check_single_frame(image: Image.Image, name: str) -> None:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     image.load()
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would copy for nothing
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         return _from_uint16(np.asarray(image).astype(np.uint16))
     if image.mode == "I":
