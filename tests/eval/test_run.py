@@ -194,6 +194,29 @@ def test_two_results_of_one_model_do_not_differ(finished, tmp_path):
         compare(full, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["dtype", "method", "limit", "features", "tasks"])
+def test_results_of_unlike_settings_are_not_compared(finished, tmp_path, name):
+    _, full, _ = finished
+    other = tmp_path / "other"
+    shutil.copytree(full, other)
+    settings = json.loads((other / SETTINGS).read_text("utf-8"))
+    unlike = {"val": "0" * 64} if name == "tasks" else "unlike"
+    (other / SETTINGS).write_text(json.dumps(settings | {name: unlike}), encoding="utf-8")
+    with pytest.raises(UsageError, match=f"unlike settings: .*{name}"):
+        compare(full, other)
+    assert compare(full, other, allow=[name])["val"]["all"]["difference"]["value"] == 0
+
+
+def test_another_model_is_what_a_comparison_is_for(finished, tmp_path):
+    _, full, _ = finished
+    other = tmp_path / "other"
+    shutil.copytree(full, other)
+    settings = json.loads((other / SETTINGS).read_text("utf-8"))
+    changed = settings | {"weights": "0" * 64, "prompt": "1" * 64}
+    (other / SETTINGS).write_text(json.dumps(changed), encoding="utf-8")
+    assert compare(full, other)["val"]["all"]["n"] == 9
+
+
 def test_further_rows_of_a_table():
     records = [record("1", True), record("2", False, kind="count"), record("3", True, kind="read")]
     table = summarise(records, {"seeing": ["name", "count"], "absent": ["colour"]})
