@@ -130,6 +130,12 @@ def by_description(server: Server, cases: int) -> tuple[Counts, list[str]]:
     return counts, faults
 
 
+def own_faults(server: Server) -> dict[str, float]:
+    """Answers of the kind 500, as the server counts them: also those that nobody waited for."""
+    counted = server.metrics()
+    return {k: v for k, v in counted.items() if "requests_total" in k and 'status="500"' in k}
+
+
 def left_behind(server: Server) -> dict[str, float]:
     """What the server still holds, once it had time to let go."""
     end = time.monotonic() + 30
@@ -165,6 +171,7 @@ def main() -> None:
             counts, faults = by_hand(server, manual, options.clients, options.seed)
             theirs, their_faults = by_description(server, options.schemathesis)
             held = left_behind(server)
+            own = own_faults(server)
             after, more_files = server.resident_bytes(), server.open_files() - files
             healthy = server.get("/health")[0] == 200
             code = server.end()
@@ -172,6 +179,7 @@ def main() -> None:
     if options.log is not None:
         options.log.write_text(said)
     faults += more + their_faults
+    faults += [f"counted by the server: {key} = {value:g}" for key, value in own.items()]
     faults += [f"left behind: {key} = {value:g}" for key, value in held.items() if value]
     if not healthy or code != 0:
         faults.append(f"health {healthy}, exit code {code}")

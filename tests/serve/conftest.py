@@ -2,13 +2,21 @@
 
 import base64
 import io
+import threading
 
 import httpx
 import pytest
 import torch
 
 from vistoken.serve.app import create_app
-from vistoken.serve.engine import Conversation, EmbeddedEngine, EngineLimits, Picture, Sampling
+from vistoken.serve.engine import (
+    Conversation,
+    EmbeddedEngine,
+    EngineLimits,
+    Picture,
+    Sampling,
+    Usage,
+)
 from vistoken.serve.settings import ServeSettings
 
 
@@ -74,6 +82,37 @@ def conversation(text, *pictures, **sampling):
     return Conversation(
         [{"role": "user", "content": content}], list(pictures), Sampling(**sampling)
     )
+
+
+class Scripted:
+    """An engine that says what a test tells it to, when it tells it to."""
+
+    name = "pico"
+
+    def __init__(self, refuse=None):
+        self.refuse = refuse
+        self.delivers, self.cancelled = [], threading.Event()
+        self.taken = threading.Event()
+        self.usage = Usage(prompt_tokens=1, completion_tokens=1)
+
+    def submit(self, conversation, deliver):
+        if self.refuse is not None:
+            raise self.refuse
+        self.delivers.append(deliver)
+        self.taken.set()
+        return self
+
+    def cancel(self):
+        self.cancelled.set()
+
+    def describe(self):
+        return {}
+
+    def stats(self):
+        return {}
+
+    def close(self):
+        pass
 
 
 @torch.inference_mode()

@@ -3,18 +3,25 @@
 import asyncio
 import json
 import logging
-import threading
 
 import httpx
 import openai
 import pytest
 
 from vistoken.serve.app import create_app
-from vistoken.serve.engine import Delta, Done, EmbeddedEngine, EngineLimits, Usage
+from vistoken.serve.engine import Done, EmbeddedEngine, EngineLimits
 from vistoken.serve.errors import RequestError
 from vistoken.serve.settings import ServeSettings
 
-from .conftest import asked, build_pico, conversation, data_url, generated, image_part
+from .conftest import (
+    Scripted,
+    asked,
+    build_pico,
+    conversation,
+    data_url,
+    generated,
+    image_part,
+)
 
 CHAT = "/v1/chat/completions"
 
@@ -319,37 +326,6 @@ def test_a_body_that_comes_too_slowly(client):
     refused(run(call()), 408, code="body_timeout")
 
 
-class Scripted:
-    """An engine that says what a test tells it to, when it tells it to."""
-
-    name = "pico"
-
-    def __init__(self, refuse=None):
-        self.refuse = refuse
-        self.delivers, self.cancelled = [], threading.Event()
-        self.taken = threading.Event()
-        self.usage = Usage(prompt_tokens=1, completion_tokens=1)
-
-    def submit(self, conversation, deliver):
-        if self.refuse is not None:
-            raise self.refuse
-        self.delivers.append(deliver)
-        self.taken.set()
-        return self
-
-    def cancel(self):
-        self.cancelled.set()
-
-    def describe(self):
-        return {}
-
-    def stats(self):
-        return {}
-
-    def close(self):
-        pass
-
-
 def test_a_busy_server_says_when_to_come_back(client):
     engine = Scripted(RequestError("full", 429, "queue_full", retry_after=7))
     response = post(client(engine), asked("hi"))
@@ -393,45 +369,6 @@ def test_a_fault_of_ours_is_not_explained_to_strangers(client, caplog):
     refused(response, 500, code="internal_error")
     assert "password" not in response.text
     assert "password of the database" in caplog.text
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_is_not_worked_for(engine, stream):
-    """The request is cancelled as soon as the connection is gone, whole or streamed."""
-    scripted = Scripted()
-    app = create_app(scripted, ServeSettings())
-    body = json.dumps(asked("hi", stream=stream)).encode()
-    sent = []
-
-    async def call():
-        gone = asyncio.Event()
-        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-        async def receive():
-            for message in messages:
-                return message
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message):
-            sent.append(message)
-
-        scope = {
-            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "method": "POST",
-            "path": CHAT, "raw_path": CHAT.encode(), "query_string": b"", "root_path": "",
-            "headers": [(b"content-type", b"application/json")], "scheme": "http",
-            "http_version": "1.1", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
-        }  # fmt: skip
-        served = asyncio.create_task(app(scope, receive, send))
-        await asyncio.to_thread(scripted.taken.wait, 30)
-        scripted.delivers[0](Delta(0, "a"))
-        await asyncio.sleep(0)
-        assert not scripted.cancelled.is_set()
-        gone.set()
-        await asyncio.wait_for(served, 30)
-
-    run(call())
-    assert scripted.cancelled.is_set()
 
 
 def test_errors_of_one_request_do_not_touch_others(client, engine):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 
 from vistoken.serve.engine.protocol import (
@@ -53,11 +54,14 @@ class Listening:
 
     Args:
         loop: The loop in which they are read.
+        whole: Whether nobody looks at the answer before it is complete; the loop is then woken
+            once, not at every token.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, whole: bool = False) -> None:
+        self._loop, self._whole = loop, whole
+        self._events: deque[Event] = deque()
+        self._news = asyncio.Event()
         self._ticket: Ticket | None = None
         self._given_up = False
 
@@ -104,11 +108,16 @@ class Listening:
                     504,
                     "timeout",
                 )
-            try:
-                event = await asyncio.wait_for(self._events.get(), min(left, silence_s))
-            except TimeoutError:
-                yield None
+            if not self._events:
+                # an event that comes from here on sets it again in a later turn of the loop
+                self._news.clear()
+                try:
+                    async with asyncio.timeout(min(left, silence_s)):
+                        await self._news.wait()
+                except TimeoutError:
+                    yield None
                 continue
+            event = self._events.popleft()
             if isinstance(event, Failed):
                 raise event.error
             yield event
@@ -116,4 +125,6 @@ class Listening:
                 return
 
     def _deliver(self, event: Event) -> None:
-        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        self._events.append(event)
+        if not (self._whole and isinstance(event, Delta)):
+            self._loop.call_soon_threadsafe(self._news.set)

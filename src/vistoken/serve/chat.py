@@ -18,7 +18,7 @@ from vistoken.core.errors import VistokenError
 from vistoken.serve.asking import Listening
 from vistoken.serve.completion import Completion
 from vistoken.serve.engine.protocol import Conversation, Delta, Done, Engine
-from vistoken.serve.errors import RequestError
+from vistoken.serve.errors import CLIENT_LEFT, RequestError
 from vistoken.serve.messages import Asked, read_request
 from vistoken.serve.metrics import Meters
 from vistoken.serve.pictures import Fetch, open_pictures
@@ -29,9 +29,6 @@ logger = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 5.0
 """Time for the event that says that an answer took too long."""
-
-CLIENT_LEFT = 499
-"""Status in the metrics of a request whose client did not wait for the answer."""
 
 
 class ChatRoute:
@@ -81,7 +78,7 @@ class ChatRoute:
         meant = read_request(asked, self._settings)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.answer_timeout_s
-        listening = Listening(loop)
+        listening = Listening(loop, whole=not asked.stream)
         completion = Completion(asked.model, meant.sampling.n)
         gone = asyncio.create_task(_until_gone(request))
         try:

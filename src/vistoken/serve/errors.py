@@ -13,6 +13,9 @@ _KINDS = {
     429: "rate_limit_error",
 }
 
+CLIENT_LEFT = 499
+"""Status in the metrics of a request whose client did not wait for the answer."""
+
 
 class RequestError(VistokenError):
     """A request that is not answered, and why.

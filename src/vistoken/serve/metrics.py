@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vistoken.serve.engine.protocol import Engine, Usage
+from vistoken.serve.errors import CLIENT_LEFT
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 # Paths are counted by name only where the name is ours: a scanner must not grow our memory.
@@ -21,6 +22,7 @@ _COUNTERS = {
     "tokens": "Tokens written.",
     "busy_seconds": "Seconds of computation.",
     "cpu_seconds": "Seconds of a core that the engine's thread took.",
+    "prepare_cpu_seconds": "Seconds of a core that the making of prompts took.",
     "image_cache_hits": "Pictures whose visual tokens were there already.",
     "image_cache_misses": "Pictures that were encoded.",
 }
@@ -125,7 +127,8 @@ class MeterRequests:
             await self._app(scope, receive, send)
             return
         begun = time.perf_counter()
-        status = 500
+        # nothing is answered to a client that left while it was still asking
+        status = CLIENT_LEFT
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -135,5 +138,9 @@ class MeterRequests:
 
         try:
             await self._app(scope, receive, watched)
+        except Exception:
+            if status == CLIENT_LEFT:  # an answer that had begun keeps its status
+                status = 500
+            raise
         finally:
             self._meters.request(scope["path"], status, time.perf_counter() - begun)

@@ -170,7 +170,7 @@ class EmbeddedEngine:
 
     def stats(self) -> dict[str, float]:
         """Numbers for ``/metrics``."""
-        return self._worker.stats()
+        return {**self._worker.stats(), "prepare_cpu_seconds": self._prepare.cpu_seconds}
 
     def close(self) -> None:
         """Finish what was taken, then stop the thread."""

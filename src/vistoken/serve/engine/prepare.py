@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +96,7 @@ class Preparer:
         self._with_text_map = with_text_map
         # tokenizers keep state between calls, and two pictures at a time would be slower anyway
         self._lock = threading.Lock()
+        self.cpu_seconds = 0.0
 
     def __call__(self, conversation: Conversation) -> Prompt:
         """Make a prompt.
@@ -103,7 +107,7 @@ class Preparer:
         """
         messages = self._messages(conversation)
         try:
-            with self._lock:
+            with self._lock, self._counted():
                 made = self._processor.apply_chat_template(
                     messages,
                     add_generation_prompt=True,
@@ -125,6 +129,14 @@ class Preparer:
             max_tokens=self._max_tokens(length, conversation.sampling),
             sampling=conversation.sampling,
         )
+
+    @contextmanager
+    def _counted(self) -> Generator[None]:
+        begun = time.thread_time()
+        try:
+            yield
+        finally:
+            self.cpu_seconds += time.thread_time() - begun
 
     def _messages(self, conversation: Conversation) -> list[dict[str, Any]]:
         """The conversation with its pictures in place, texts checked."""
