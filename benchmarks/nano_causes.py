@@ -7,31 +7,29 @@ scenes are read without the language model, by nothing but their cosine to the e
 
 - names: the nearest name over the cells of each object's box, which is the ceiling of naming;
 - places: relation questions answered by comparing where the two names lie;
-- numbers: connected cells of one name counted, a single cell counted as an error of the tokens.
+- numbers: connected cells of one name counted, a single cell taken for an error of the tokens.
 
-Then the language model's perplexity with a part of what training added to its weights, from none to
-all. Nothing is trained. About ten minutes of one core, less with the feature cache of training.
+Then the vectors of rows and columns, and the language model's perplexity with a part of what
+training added to its weights, from none to all. Nothing is trained. About ten minutes of one core,
+less with the feature cache of training.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nano_language
 import torch
 from nano_accuracy import CHECKPOINT, digests
+from nano_weights import place_vectors, strengths
 from paired import machine, write
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 import vistoken
-from vistoken.convert.nano_parts import nano_parts
 from vistoken.core.tables import rectangles
 from vistoken.eval.scoring import bootstrap_mean
 from vistoken.train.alignment import NameSpace, PatchTokens, Scene, read_scenes, vocabulary
@@ -40,7 +38,6 @@ from vistoken.train.encoders import CachedEncoder, Encoder, PixelEncoder, encode
 
 RESULT = Path(__file__).parent / "results" / "nano_causes.json"
 PICTURES = {"val": 150, "style": 60}
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCH = 6
 LEAST_CELLS = 2
 
@@ -74,6 +71,7 @@ def main() -> None:
             split: read(reader, model, encode, options.data, split, count)
             for split, count in PICTURES.items()
         },
+        "row_col": place_vectors(model),
         "adapter": strengths(model, processor, options.windows),
         "machine": machine(),
     }
@@ -203,45 +201,6 @@ def share(hits: Sequence[tuple[bool, str]]) -> dict[str, Any]:
     """A share with its interval."""
     mean = bootstrap_mean([float(hit) for hit, _ in hits], [image for _, image in hits])
     return {"n": mean.n} | {k: round(getattr(mean, k), 4) for k in ("value", "low", "high")}
-
-
-@torch.inference_mode()
-def strengths(model: Any, processor: Any, count: int) -> dict[str, Any]:
-    """Perplexity beside the untouched language model's with a part of the change in its weights."""
-    base = AutoModelForCausalLM.from_pretrained(nano_parts().language_model, dtype=model.dtype)
-    before, now = dict(base.model.named_parameters()), model.model.language_model.named_parameters()
-    changed = {
-        name: (tensor, before[name], tensor.clone())
-        for name, tensor in now
-        if "embed" not in name and not torch.equal(tensor, before[name])
-    }
-    text = nano_language.held_out_text().replace(processor.image_token, "image")
-    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    size, apart = nano_language.WINDOW, len(ids) // count
-    windows = [torch.tensor([ids[n * apart : n * apart + size]]) for n in range(count)]
-    losses: dict[float, list[float]] = {}
-    for strength in STRENGTHS:
-        for tensor, old, new in changed.values():
-            tensor.copy_(torch.lerp(old, new, strength))
-        losses[strength] = [nano_language._loss(model, window) for window in windows]
-    ratios = {}
-    for strength, values in losses.items():
-        extra = [a - b for a, b in zip(values, losses[0.0], strict=True)]
-        mean = bootstrap_mean(extra, range(count))
-        ratios[str(strength)] = {
-            k: round(math.exp(getattr(mean, k)), 3) for k in ("value", "low", "high")
-        }
-    drift = [float((new - old).norm() / old.norm()) for _, old, new in changed.values()]
-    return {
-        "windows": count,
-        "window": size,
-        "ratio": ratios,
-        "change": {
-            "matrices": len(drift),
-            "least": round(min(drift), 3),
-            "most": round(max(drift), 3),
-        },
-    }
 
 
 def tables(result: dict[str, Any]) -> str:

@@ -1,9 +1,11 @@
 """Readers of patch tokens and of training logs, on cases whose result is known."""
 
 import json
+from types import SimpleNamespace
 
 import nano_causes
 import nano_curves
+import nano_weights
 import pytest
 import torch
 
@@ -69,6 +71,22 @@ def test_relations_are_read_off_places(direction, answer):
     assert nano_causes.relation(READER, seen, scene, row)
     wrong = {**row, "answer": {"cat": "dog", "dog": "cat"}[answer]}
     assert not nano_causes.relation(READER, seen, scene, wrong)
+
+
+def test_columns_in_order_are_alike_and_columns_at_random_are_not():
+    order = torch.linspace(-1, 1, 8)[:, None] * torch.ones(8, 4)
+    tables = {"rows": torch.eye(8), "cols": order}
+    projector = torch.nn.ModuleDict(
+        {
+            "rms-scale": torch.nn.ParameterDict({"gain": torch.tensor([0.15])}),
+            "row-col": torch.nn.ParameterDict(tables),
+        }
+    )
+    model = SimpleNamespace(model=SimpleNamespace(multi_modal_projector=projector))
+    found = nano_weights.place_vectors(model)
+    assert found["token_rms"] == 0.15
+    assert found["rows"] == {"rms": 0.3536, "neighbours_cosine": pytest.approx(-1 / 7, abs=1e-3)}
+    assert found["cols"]["neighbours_cosine"] == pytest.approx(5 / 7, abs=1e-3)
 
 
 def question(text, answer, said, **more):
