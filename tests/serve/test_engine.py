@@ -258,7 +258,7 @@ def test_a_step_that_fails_for_one_row_leaves_the_others_whole(own, monkeypatch)
     fine = hand.add(conversation("What?", max_tokens=8, ignore_eos=True))
     bad = hand.add(conversation("How?", max_tokens=8, ignore_eos=True))
     hand.turn(4)
-    victim = next(row.seat for row in hand.worker._rows if row.job is bad[0])
+    victim = next(row.seat for row in hand.worker.writing.rows if row.job is bad[0])
     step = hand.decoder.step
 
     def sometimes(seats):
@@ -307,7 +307,7 @@ def test_keys_and_values_stay_within_their_memory(own):
     most_bytes = 0
     while not hand.worker.idle:
         hand.turn()
-        most_rows = max(most_rows, len(hand.worker._rows))
+        most_rows = max(most_rows, len(hand.worker.writing.rows))
         most_bytes = max(most_bytes, hand.decoder.stored_bytes())
     assert 1 <= most_rows < 4
     assert most_bytes <= places * kv_bytes_per_token(model)

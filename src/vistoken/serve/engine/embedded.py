@@ -143,7 +143,7 @@ class EmbeddedEngine:
         if self._worker.waiting >= self.limits.max_queue:
             raise RequestError(
                 f"{self.limits.max_queue} requests are waiting already; try again later",
-                429, "queue_full", retry_after=self._worker.patience(),
+                429, "queue_full", retry_after=self._worker.writing.patience(),
             )  # fmt: skip
 
     def run(self, function: Callable[[Any, Any], Result]) -> Result:
