@@ -28,6 +28,7 @@ from serving import CHAT, Server, our_server
 
 RESULT = Path(__file__).parent / "results" / "serve_fuzz.json"
 SETTINGS = {"header_timeout_s": 1.0, "body_timeout_s": 1.0, "max_body_bytes": 2**20}
+PARTS = 4
 LIMITS = {"image_cache_bytes": 2**20, "max_queue": 64}
 _NOT_SUPPORTED = (
     "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs", "tools",
@@ -70,8 +71,8 @@ def judge(case: Case, outcome: str) -> str | None:
     return None
 
 
-def by_hand(server: Server, cases: int, clients: int, seed: int) -> tuple[Counts, list[str]]:
-    """Play cases, some at a time."""
+def by_hand(server: Server, cases: range, clients: int, seed: int) -> tuple[Counts, list[str]]:
+    """Play cases of these numbers, some at a time."""
     counts: Counts = collections.Counter()
     faults: list[str] = []
     lock = threading.Lock()
@@ -89,7 +90,7 @@ def by_hand(server: Server, cases: int, clients: int, seed: int) -> tuple[Counts
                 faults.append(f"case {number}, {case.kind}: {fault}")
 
     with ThreadPoolExecutor(clients) as threads:
-        for _ in threads.map(one, range(cases)):
+        for _ in threads.map(one, cases):
             pass
     return counts, faults
 
@@ -165,20 +166,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with our_server("pico", log, LIMITS, **SETTINGS) as server:
-            warm, more = by_hand(server, max(200, manual // 10), options.clients, options.seed + 1)
+            first = range(max(200, manual // 10))
+            warm, faults = by_hand(server, first, options.clients, options.seed + 1)
             left_behind(server)
-            before, files = server.resident_bytes(), server.open_files()
-            counts, faults = by_hand(server, manual, options.clients, options.seed)
+            memory, files = [server.resident_bytes()], server.open_files()
+            counts: Counts = collections.Counter()
+            for part in range(PARTS):
+                some = range(part * manual // PARTS, (part + 1) * manual // PARTS)
+                found, wrong = by_hand(server, some, options.clients, options.seed)
+                counts += found
+                faults += wrong
+                left_behind(server)
+                memory.append(server.resident_bytes())
             theirs, their_faults = by_description(server, options.schemathesis)
             held = left_behind(server)
             own = own_faults(server)
-            after, more_files = server.resident_bytes(), server.open_files() - files
+            memory.append(server.resident_bytes())
+            more_files = server.open_files() - files
             healthy = server.get("/health")[0] == 200
             code = server.end()
         said = log.read_text()
     if options.log is not None:
         options.log.write_text(said)
-    faults += more + their_faults
+    faults += their_faults
     faults += [f"counted by the server: {key} = {value:g}" for key, value in own.items()]
     faults += [f"left behind: {key} = {value:g}" for key, value in held.items() if value]
     if not healthy or code != 0:
@@ -190,8 +200,8 @@ def main() -> None:
         "outcomes": dict(sorted((counts + theirs).items())),
         "faults": faults[:50],
         "tracebacks_in_log": said.count("Traceback"),
-        "mib_before": round(before / 2**20, 1),
-        "mib_after": round(after / 2**20, 1),
+        # after the warm-up, after each quarter of the cases by hand, and after schemathesis
+        "mib": [round(size / 2**20, 1) for size in memory],
         "more_open_files": more_files,
         "exit_code": code,
         "seconds": round(time.monotonic() - begun),
