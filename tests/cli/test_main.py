@@ -21,6 +21,7 @@ VERBS = (
     ("convert",),
     ("convert", "llava-sp"),
     ("convert", "llava-hf"),
+    ("convert", "mini-monkey"),
     ("inspect",),
     ("inspect", "model"),
     ("inspect", "prompt"),

@@ -30,6 +30,7 @@ RELEASED_MAX_LENGTH = 96  # text-only records of the golden data are cut here
 STOPS = {
     "chatml": "<|im_end|>",
     "gemma": "<end_of_turn>\n",
+    "internvl": "<|im_end|>",
     "llama-2": " </s>",
     "llama-3": "<|eot_id|>",
     "mistral": " </s>",

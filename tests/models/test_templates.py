@@ -71,6 +71,7 @@ def test_a_tokenizer_renders_the_template_with_its_own_end_token():
 EXPECTED_ANSWER = {
     "chatml": "A.<|im_end|>",
     "gemma": "A.<end_of_turn>\n",
+    "internvl": "A.<|im_end|>",
     "llama-2": " A. </s>",
     "llama-3": "A.<|eot_id|>",
     "mistral": " A. </s>",
@@ -78,6 +79,10 @@ EXPECTED_ANSWER = {
     "plain": "A.\n",
     "vicuna-v1": " A.</s>",
 }
+
+
+MARKED = {"internvl": "<img><image></img>"}
+"""How a picture is written where that is not its mark alone."""
 
 
 @pytest.mark.parametrize("name", template_names())
@@ -108,7 +113,8 @@ def test_string_content_equals_one_text_part(name):
 def test_pictures_come_first_each_on_its_line(name):
     content = [{"type": "text", "text": "Compare."}, {"type": "image"}, {"type": "image"}]
     text = render(load_template(name), [{"role": "user", "content": content}])
-    assert "<image>\n<image>\nCompare." in text
+    mark = MARKED.get(name, IMAGE_MARK)
+    assert f"{mark}\n{mark}\nCompare." in text
     alone = render(load_template(name), [{"role": "user", "content": [{"type": "image"}]}])
     assert alone.count(IMAGE_MARK) == 1
     assert f"{IMAGE_MARK}\n\n" not in alone
@@ -145,6 +151,21 @@ def test_wrong_order_is_refused(name):
 def test_unknown_part_is_refused(name):
     with pytest.raises(TemplateError, match="video"):
         render(load_template(name), [{"role": "user", "content": [{"type": "video"}]}])
+
+
+def test_internvl_writes_prompts_as_released():
+    """By hand from the conversation called internlm2-chat and the specification's section 2.2."""
+    system = {"role": "system", "content": "Be brief."}
+    messages = [system, user("Read it.", 1), assistant("Bus <image>"), user("Sure?")]
+    assert render(load_template("internvl"), messages, add_generation_prompt=True) == (
+        "<|im_start|>system\nBe brief.<|im_end|>"
+        "<|im_start|>user\n<img><image></img>\nRead it.<|im_end|>"
+        "<|im_start|>assistant\nBus <image><|im_end|>"
+        "<|im_start|>user\nSure?<|im_end|><|im_start|>assistant\n"
+    )
+    own = render(load_template("internlm2-chat"), [user("Hi")])
+    assert own.startswith("<|im_start|>system\n你是由上海人工智能实验室")
+    assert own.endswith("<|im_end|><|im_start|>user\nHi<|im_end|>")
 
 
 def test_plain_refuses_what_has_no_caption():

@@ -66,6 +66,27 @@ def llava_hf(
     _show(convert_llava_hf(directory, out, dry_run=dry_run), as_json)
 
 
+@app.command("mini-monkey")
+def mini_monkey(
+    release: Source,
+    out: Out,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="mini-monkey (two tilings, the default) or internvl2 (one)."),
+    ] = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert a Mini-Monkey or InternVL2 release on InternLM2."""
+    quieten()
+    from vistoken.convert.whole_release import convert_whole_release
+
+    _show(
+        convert_whole_release("mini-monkey", release, out, variant=variant, dry_run=dry_run),
+        as_json,
+    )
+
+
 @app.command("to-llava-hf")
 def to_llava_hf(
     directory: Ours,

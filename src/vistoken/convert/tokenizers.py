@@ -10,6 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, normalizers
 from transformers import AddedToken, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
@@ -19,6 +20,9 @@ from vistoken.core.errors import WeightsError
 IMAGE_TOKEN = "<image>"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json")
 _SPACE = "▁"
+_OF_SENTENCEPIECE = ("LlamaTokenizer", "InternLM2Tokenizer")
+"""Classes that are sentencepiece and nothing else; the code that releases of the latter bring
+along is never run."""
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -33,19 +37,20 @@ def read_tokenizer(directory: Path) -> Any:
         directory: Folder with ``tokenizer.model`` or ``tokenizer.json``.
 
     Returns:
-        A tokenizer whose ``save_pretrained`` and reload keep every id. Of the Llama class,
-        ``legacy`` and ``add_bos_token`` are taken from ``tokenizer_config.json``, where absent as
-        transformers 4 had them: both on. Tokens of an ``added_tokens.json``, which transformers 5
-        passes over, are among its own.
+        A tokenizer whose ``save_pretrained`` and reload keep every id. Of the Llama class, and of
+        InternLM2's, ``legacy`` and ``add_bos_token`` are taken from ``tokenizer_config.json``,
+        where absent as transformers 4 had them: both on. Tokens of an ``added_tokens.json``, which
+        transformers 5 passes over, are among its own.
 
     Raises:
         WeightsError: The files are missing, cannot be read or contradict each other.
     """
     config_file = directory / "tokenizer_config.json"
     settings = read_json(config_file) if config_file.is_file() else {}
-    is_llama = str(settings.get("tokenizer_class", "")).startswith("LlamaTokenizer") or (
+    is_llama = str(settings.get("tokenizer_class", "")).startswith(_OF_SENTENCEPIECE) or (
         not settings and (directory / "tokenizer.model").is_file()
     )
+    spaced = True
     try:
         if not is_llama:
             tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -56,15 +61,19 @@ def read_tokenizer(directory: Path) -> Any:
         legacy = True if legacy is None else bool(legacy)
         bos = settings.get("add_bos_token")
         bos = True if bos is None else bool(bos)
-        tokenizer = LlamaTokenizer.from_pretrained(directory, legacy=legacy, add_bos_token=bos)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        spaced = _puts_space_first(directory)
+        spacing = {} if spaced else {"add_prefix_space": False}
+        tokenizer = LlamaTokenizer.from_pretrained(
+            directory, legacy=legacy, add_bos_token=bos, **spacing
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"the tokenizer in {directory} cannot be loaded ({first}); fetch its files again"
         ) from error
     _add_listed_tokens(tokenizer, directory)
     if legacy:
-        _prefix_every_stretch(tokenizer.backend_tokenizer)
+        _prefix_every_stretch(tokenizer.backend_tokenizer, spaced)
     return _generic(tokenizer)
 
 
@@ -133,11 +142,19 @@ def _listed_as_special(directory: Path) -> set[str]:
     return names
 
 
-def _prefix_every_stretch(backend: Tokenizer) -> None:
+def _puts_space_first(directory: Path) -> bool:
+    """Whether a sentencepiece model writes a space mark before a text, as its file says."""
+    path = directory / "tokenizer.model"
+    if not path.is_file():  # a finished backend has its own way
+        return True
+    pieces: list[str] = SentencePieceProcessor(model_file=str(path)).encode("a", out_type=str)
+    return pieces[0].startswith(_SPACE)
+
+
+def _prefix_every_stretch(backend: Tokenizer, spaced: bool) -> None:
     """Write the space mark before every stretch, as sentencepiece does, a leading space kept."""
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
-    )
+    prefix = [normalizers.Prepend(_SPACE)] if spaced else []
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
     backend.pre_tokenizer = None
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vistoken.core.parts import Grid
+from vistoken.core.whole_release import WholeRelease
 
 
 class ReleaseKeys(ABC):
@@ -24,6 +25,9 @@ class ReleaseKeys(ABC):
 
     mechanism: ClassVar[str | None] = None
     """Decoder mechanism that it has."""
+
+    whole: ClassVar[type[WholeRelease] | None] = None
+    """Reader of such releases where they are whole models in a layout of their own."""
 
     @staticmethod
     @abstractmethod

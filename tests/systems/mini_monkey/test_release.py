@@ -1,138 +1,26 @@
-"""InternVL2 releases: every tensor finds its place, and what cannot be read says why."""
+"""Names of InternVL2 releases: joint projections come apart, and the connector is recognised."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
 
 from vistoken.core.errors import WeightsError
 from vistoken.core.registry import load_part
 from vistoken.models.modeling import VistokenForConditionalGeneration
 from vistoken.models.recipe import load_recipe, parse_recipe
+from vistoken.models.templates import canonical_name
 from vistoken.systems.mini_monkey.internlm2 import split_wqkv
-from vistoken.systems.mini_monkey.release_keys import MiniMonkeyKeys, read_release
+from vistoken.systems.mini_monkey.release import OFFICIAL_KEYS, MiniMonkeyRelease
+from vistoken.systems.mini_monkey.release_keys import MiniMonkeyKeys
 
-WIDTH, TEXT, HEADS, SHARED = 16, 24, 4, 2
-
-
-def released_shapes(layers=2):
-    shapes = {
-        "vision_model.embeddings.class_embedding": (1, 1, WIDTH),
-        "vision_model.embeddings.position_embedding": (1, 17, WIDTH),
-        "vision_model.embeddings.patch_embedding.weight": (WIDTH, 3, 14, 14),
-        "vision_model.embeddings.patch_embedding.bias": (WIDTH,),
-        "mlp1.0.weight": (4 * WIDTH,),
-        "mlp1.0.bias": (4 * WIDTH,),
-        "mlp1.1.weight": (TEXT, 4 * WIDTH),
-        "mlp1.1.bias": (TEXT,),
-        "mlp1.3.weight": (TEXT, TEXT),
-        "mlp1.3.bias": (TEXT,),
-        "language_model.model.tok_embeddings.weight": (40, TEXT),
-        "language_model.model.norm.weight": (TEXT,),
-        "language_model.output.weight": (40, TEXT),
-    }
-    for number in range(layers):
-        tower = f"vision_model.encoder.layers.{number}."
-        sizes = {
-            "attn.qkv.weight": (3 * WIDTH, WIDTH),
-            "attn.qkv.bias": (3 * WIDTH,),
-            "attn.proj.weight": (WIDTH, WIDTH),
-            "attn.proj.bias": (WIDTH,),
-            "norm1.weight": (WIDTH,),
-            "norm1.bias": (WIDTH,),
-            "norm2.weight": (WIDTH,),
-            "norm2.bias": (WIDTH,),
-            "ls1": (WIDTH,),
-            "ls2": (WIDTH,),
-            "mlp.fc1.weight": (2 * WIDTH, WIDTH),
-            "mlp.fc1.bias": (2 * WIDTH,),
-            "mlp.fc2.weight": (WIDTH, 2 * WIDTH),
-            "mlp.fc2.bias": (WIDTH,),
-        }
-        shapes |= {tower + name: size for name, size in sizes.items()}
-        text = f"language_model.model.layers.{number}."
-        head = TEXT // HEADS
-        sizes = {
-            "attention.wqkv.weight": ((HEADS + 2 * SHARED) * head, TEXT),
-            "attention.wo.weight": (TEXT, TEXT),
-            "feed_forward.w1.weight": (32, TEXT),
-            "feed_forward.w3.weight": (32, TEXT),
-            "feed_forward.w2.weight": (TEXT, 32),
-            "attention_norm.weight": (TEXT,),
-            "ffn_norm.weight": (TEXT,),
-        }
-        shapes |= {text + name: size for name, size in sizes.items()}
-    return shapes
+WIDTH, TEXT = 16, 24
 
 
-def write(folder, drop=(), add=None, config=None):
-    generator = torch.Generator().manual_seed(2)
-    shapes = {**released_shapes(), **(add or {})}
-    tensors = {
-        name: torch.randn(shape, generator=generator)
-        for name, shape in shapes.items()
-        if name not in drop
-    }
-    save_file(tensors, folder / "model.safetensors")
-    text = {
-        "architectures": ["InternLM2ForCausalLM"],
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": SHARED,
-    }
-    values = {"llm_config": text, "select_layer": -1, "ps_version": "v2", **(config or {})}
-    (folder / "config.json").write_text(json.dumps(values))
-    return tensors
-
-
-def small_model():
-    values = load_recipe("mini-monkey-2b").model_dump(exclude_none=True)
-    values["towers"][0]["config"] |= {
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": [56, 56],
-    }
-    values["towers"][0]["size"] = [56, 56]
-    values["language_model"]["config"] |= {
-        "hidden_size": TEXT,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": SHARED,
-        "vocab_size": 40,
-    }
-    recipe = parse_recipe(values, "small")
-    return VistokenForConditionalGeneration(recipe.model_config_for()).eval()
-
-
-def test_a_whole_release_fills_the_model(tmp_path):
-    tensors = write(tmp_path)
-    model = small_model()
-    state = read_release(
-        tmp_path,
-        "pixel-shuffle." if any(".pixel-shuffle." in name for name in model.state_dict()) else "",
-    )
-    own = model.state_dict()
-    assert set(state) == set(own)
-    for name, tensor in state.items():
-        rows = own[name].shape[0] - tensor.shape[0]  # the image token's, in the vocabulary
-        assert rows == (1 if tensor.shape[0] == 40 else 0), name
-        assert own[name].shape[1:] == tensor.shape[1:]
-    padded = {n: t if t.shape == own[n].shape else F.pad(t, (0, 0, 0, 1)) for n, t in state.items()}
-    model.load_state_dict(padded)
-    tower = model.model.vision_tower
-    assert torch.equal(
-        tower.encoder.layer[1].attention.k_proj.weight,
-        tensors["vision_model.encoder.layers.1.attn.qkv.weight"][WIDTH : 2 * WIDTH],
-    )
-    with torch.no_grad():
-        hidden = tower(pixel_values=torch.randn(1, 3, 56, 56)).last_hidden_state
-    assert hidden.shape == (1, 17, WIDTH)
+def connector():
+    shapes = {"0": (4 * WIDTH,), "1": (TEXT, 4 * WIDTH), "3": (TEXT, TEXT)}
+    tensors = {f"mlp1.{n}.weight": torch.empty(shape) for n, shape in shapes.items()}
+    return tensors | {f"mlp1.{n}.bias": torch.empty(shape[:1]) for n, shape in shapes.items()}
 
 
 def test_packed_projection_by_hand():
@@ -153,58 +41,38 @@ def test_packed_projection_by_hand():
 def test_connector_names_are_registered():
     importer = load_part("importer", "mini-monkey")
     assert importer is MiniMonkeyKeys
-    shapes = released_shapes()
-    tensors = {n: torch.empty(s) for n, s in shapes.items() if n.startswith("mlp1.")}
+    tensors = connector()
     assert importer.recognises(tensors)
-    assert not importer.recognises(shapes)
+    assert not importer.recognises([*tensors, "vision_model.embeddings.class_embedding"])
     assert importer.options(tensors, (4, 4)) == {"factor": 2, "hidden_width": TEXT}
-    names = importer.official_names(
-        dict.fromkeys(
-            [f"{m}.{k}" for m in ("norm", "linear_1", "linear_2") for k in ("weight", "bias")]
-        )
-    )
-    assert set(names.values()) == set(tensors)
+    ours = [f"{name}.{kind}" for name in OFFICIAL_KEYS for kind in ("weight", "bias")]
+    assert set(importer.official_names(dict.fromkeys(ours)).values()) == set(tensors)
     del tensors["mlp1.3.bias"]
     with pytest.raises(WeightsError, match=r"mlp1\.3\.bias is missing"):
         importer.options(tensors, (4, 4))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"drop": ["mlp1.1.bias"]}, r"mlp1\.1\.bias is missing"),
-        ({"add": {"mlp2.0.weight": (3,)}}, r"mlp2\.0\.weight has no place"),
-        (
-            {"add": {"vision_model.encoder.layers.0.attn.q_norm.weight": (4,)}},
-            r"q_norm\.weight is no tensor of an InternViT-300M",
-        ),
-        (
-            {"add": {"language_model.model.layers.0.attention.wq.weight": (4, 4)}},
-            r"wq\.weight is no tensor of an InternLM2",
-        ),
-        (
-            {"config": {"llm_config": {"architectures": ["Qwen2ForCausalLM"]}}},
-            r"config\.json names Qwen2ForCausalLM; only releases on InternLM2",
-        ),
-        ({"config": {"ps_version": "v1"}}, "has ps_version 'v1', where 'v2'"),
-        ({"config": {"select_layer": -4}}, "has select_layer -4, where -1"),
-    ],
-)
-def test_what_cannot_be_read_says_why(tmp_path, changes, message):
-    write(tmp_path, **changes)
-    with pytest.raises(WeightsError, match=message):
-        read_release(tmp_path)
-
-
-def test_files(tmp_path):
-    with pytest.raises(WeightsError, match=r"has no config\.json"):
-        read_release(tmp_path)
-    write(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:200])
-    with pytest.raises(WeightsError, match="is damaged"):
-        read_release(tmp_path)
-    weights.unlink()
-    (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
-    with pytest.raises(WeightsError, match=r"only pytorch_model\.bin, a pickle, which is never"):
-        read_release(tmp_path)
+def test_the_released_config_is_that_of_the_recipe():
+    """The published sizes of InternVL2-2B give the very model of mini-monkey-2b."""
+    recipe = load_recipe("mini-monkey-2b")
+    language, tower = recipe.language_model.config, recipe.towers[0]
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    vision = {name: tower.config[name] for name in sizes} | {"image_size": 448, "patch_size": 14}
+    config = {
+        "force_image_size": 448,
+        "llm_config": {**language, "architectures": ["InternLM2ForCausalLM"]},
+        "vision_config": vision,
+    }
+    read = parse_recipe(MiniMonkeyRelease.recipe(config, "config.json", "mini-monkey"), "read")
+    assert canonical_name(read.template) == recipe.template
+    with torch.device("meta"):
+        made, own = (
+            VistokenForConditionalGeneration(r.model_config_for()).state_dict()
+            for r in (read, recipe)
+        )
+    assert {n: t.shape for n, t in made.items()} == {n: t.shape for n, t in own.items()}
+    views = [
+        r.pipeline(r.model_config_for()).view_function().view_table(900, 500)
+        for r in (read, recipe)
+    ]
+    assert torch.equal(*views)

@@ -23,7 +23,17 @@ from vistoken.core.errors import UsageError, did_you_mean
 IMAGE_MARK = "<image>"
 """What every frozen template writes for a picture."""
 
-_NAMES = ("chatml", "gemma", "llama-2", "llama-3", "mistral", "phi", "plain", "vicuna-v1")
+_NAMES = (
+    "chatml",
+    "gemma",
+    "internvl",
+    "llama-2",
+    "llama-3",
+    "mistral",
+    "phi",
+    "plain",
+    "vicuna-v1",
+)
 
 _LANGUAGE_AND_VISION = (
     "You are a helpful language and vision assistant. You are able to understand the visual content"
@@ -49,6 +59,7 @@ _ALIASES: dict[str, tuple[str, str | None]] = {
     "chatml-direct": ("chatml", None),
     "mistral-direct": ("chatml", None),
     "gemma-2": ("gemma", None),
+    "internlm2-chat": ("internvl", None),
 }
 
 # Wordings of released code that no new model uses; `vistoken.data.released_templates` has their
