@@ -115,8 +115,10 @@ class SparseCache(Cache):
             raise RuntimeError("positions are restated before any row was entered")
         rows = torch.arange(order.shape[0], device=order.device)[:, None].expand_as(order)
         kept = order >= 0
-        positions = self.position_ids.clone()
-        positions[rows[kept], order[kept]] = position_ids[kept].to(positions.dtype)
+        # whole numbers may become fractions, which the ledger must not round
+        wide = torch.promote_types(self.position_ids.dtype, position_ids.dtype)
+        positions = self.position_ids.to(wide, copy=True)
+        positions[rows[kept], order[kept]] = position_ids[kept].to(wide)
         self.position_ids = positions
         if self._step is None:
             last = position_ids.masked_fill(~kept, -1).amax(1)
@@ -215,7 +217,8 @@ class SparseCache(Cache):
 
 
 def _grown(known: Tensor | None, new: Tensor) -> Tensor:
-    return new if known is None else torch.cat([known, new.to(known.dtype)], dim=1)
+    """Both, in the wider of their types: whole positions may be followed by fractions."""
+    return new if known is None else torch.cat([known, new], dim=1)
 
 
 def _text_rows(valid: Tensor) -> Tensor:
