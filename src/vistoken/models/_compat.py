@@ -11,6 +11,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 from torch import Tensor
 from transformers import AttentionInterface, Cache, PretrainedConfig
+from transformers.integrations.hub_kernels import is_kernel
 from transformers.masking_utils import (
     ALL_MASK_ATTENTION_FUNCTIONS,
     create_causal_mask,
@@ -44,7 +45,8 @@ class AttentionBackend:
     Args:
         name: Name under which the function is registered, such as ``sdpa``.
         mask: What its mask builder yields: 4-D ``bool``, 4-D ``additive``, ``other`` (flash and
-            flex attention), or ``none`` for a name without a registered mask builder.
+            flex attention, kernels from the hub), or ``none`` for a name without a registered mask
+            builder.
     """
 
     name: str
@@ -81,6 +83,8 @@ def attention_backend(config: PretrainedConfig) -> AttentionBackend:
     if name not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
         return AttentionBackend(name, "none")
     builder = ALL_MASK_ATTENTION_FUNCTIONS[name]
+    if is_kernel(name):  # some are registered with sdpa's masks, and honour them in part
+        return AttentionBackend(name, "other")
     if builder is sdpa_mask:
         return AttentionBackend(name, "bool")
     return AttentionBackend(name, "additive" if builder is eager_mask else "other")

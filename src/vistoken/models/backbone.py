@@ -11,10 +11,12 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from vistoken.core.errors import UsageError
 from vistoken.core.parts import ConnectorState
 from vistoken.core.tables import TOKEN, VIEW, split_media
 from vistoken.models.configuration import VistokenConfig
 from vistoken.models.decoder import MechanismContext, build_stack, run_decoder
+from vistoken.models.decoder.families import KERNELS_REFUSED, check_own_modules
 from vistoken.models.encoder import encode_views
 from vistoken.models.outputs import ImageFeatures, VistokenModelOutput
 from vistoken.models.pipeline import TokenPlan, anchor_rows
@@ -43,6 +45,7 @@ class VistokenPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    has_hub_kernels = False
 
     @classmethod
     def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
@@ -60,6 +63,23 @@ class VistokenPreTrainedModel(PreTrainedModel):
         from vistoken.models.loading import load_strictly
 
         return load_strictly(cls, super().from_pretrained, source, args, kwargs)
+
+    def set_use_kernels(self, use_kernels: bool, *args: Any, **kwargs: Any) -> None:
+        """Switch kernels from the hub on, which decoder mechanisms exclude.
+
+        Args:
+            use_kernels: Whether to.
+            *args: As in ``PreTrainedModel``.
+            **kwargs: As in ``PreTrainedModel``.
+
+        Raises:
+            UsageError: The model has decoder mechanisms.
+        """
+        inner: Any = self.base_model
+        if use_kernels and len(inner.stack):
+            raise UsageError(KERNELS_REFUSED)
+        super().set_use_kernels(use_kernels, *args, **kwargs)
+        inner.has_hub_kernels |= use_kernels  # there is no way back from them
 
     def _init_weights(self, module: nn.Module) -> None:
         # PyTorch's own initialisation is the released recipe for new modules
@@ -92,7 +112,12 @@ class VistokenModel(VistokenPreTrainedModel):
         """
         config = self.config
         context = MechanismContext(config.text_config, self.plan.projected_width)
-        self.stack = build_stack(config.decoder_config["mechanisms"], context)
+        stack = build_stack(config.decoder_config["mechanisms"], context)
+        if len(stack):
+            check_own_modules(self)
+            if self.has_hub_kernels:
+                raise UsageError(KERNELS_REFUSED)
+        self.stack = stack
         modules = {m.name: m for m in self.stack if isinstance(m, nn.Module)}
         if modules:
             self.mechanisms = nn.ModuleDict(modules).to(dtype)

@@ -53,6 +53,37 @@ def check_family(config: PretrainedConfig) -> None:
         )
 
 
+KERNELS_REFUSED = (
+    "decoder mechanisms do not run with kernels from the hub, which replace modules that they take "
+    "apart; load the model without use_kernels and kernel_config."
+)
+"""What to say of them."""
+
+
+def check_own_modules(model: PreTrainedModel) -> None:
+    """Refuse a model whose layers would not be run by their own modules.
+
+    Kernels from the hub and tensor parallelism replace forwards. A mechanism's layer may be put
+    together from its modules, past what was replaced and with sizes that are then another
+    process's share. Whether it will be is known only by its plans, so any mechanism is refused.
+
+    Args:
+        model: The model that has the flags: the one that was loaded, or the text model.
+
+    Raises:
+        UsageError: Kernels from the hub or tensor parallelism are switched on.
+    """
+    if model.use_kernels:
+        raise UsageError(KERNELS_REFUSED)
+    split = vars(model.config).get("distributed_config")  # set while a model is being loaded
+    size = model.tp_size if split is None else split.tp_size
+    if (size or 1) > 1:
+        raise UsageError(
+            f"decoder mechanisms do not run with tensor parallelism (tp_size={size}); load the "
+            "model without tp_plan, tp_size and distributed_config."
+        )
+
+
 def layer_patterns(language_model: PreTrainedModel) -> list[LayerPattern]:
     """Attention pattern of each layer of a supported text model.
 

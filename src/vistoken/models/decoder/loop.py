@@ -17,7 +17,7 @@ from vistoken.core.errors import UsageError
 from vistoken.core.tables import TOKEN, TokenKind
 from vistoken.models._compat import as_model_forward
 from vistoken.models.decoder.cache import SparseCache
-from vistoken.models.decoder.families import layer_patterns
+from vistoken.models.decoder.families import check_own_modules, layer_patterns
 from vistoken.models.decoder.layer_run import LayerRunner
 from vistoken.models.decoder.masks import AttentionMask, CallMasks, is_padding_mask
 from vistoken.models.decoder.restart import LayerScorer, restarted
@@ -76,12 +76,15 @@ def run_decoder(
         dropped some, the cache, and what was asked to be recorded.
 
     Raises:
-        UsageError: If the family is not supported, or a mechanism excludes the call.
+        UsageError: If the family is not supported, its modules are replaced, or a mechanism
+            excludes the call.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise UsageError("give the decoder either input_ids or inputs_embeds, and not both.")
     packed = isinstance(attention_mask, Tensor) and attention_mask.dim() == 4
     stack.check_call(past_key_values, packed=packed)
+    if len(stack):
+        check_own_modules(language_model)
     model = cast(_TextModel, language_model)
     hidden = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     keep: Tensor | None = None
