@@ -73,7 +73,7 @@ contracts: setup
 	$(BIN)/lint-imports
 
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: setup
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(OFFLINE) $(BIN)/python benchmarks/$$name.py || exit 1; done
