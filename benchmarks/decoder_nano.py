@@ -26,6 +26,7 @@ from paired import machine, sha256, write
 from safetensors.torch import save
 
 from vistoken.api import load
+from vistoken.core.files import write_atomically
 from vistoken.eval.run import EvalOptions, evaluate
 from vistoken.eval.tasks import read_tasks
 from vistoken.models.build import build
@@ -34,7 +35,7 @@ from vistoken.models.recipe import Recipe, load_recipe, parse_recipe
 from vistoken.train.cache import fast_compute
 from vistoken.train.config import recipe_config
 from vistoken.train.run import DONE, MODEL, train
-from vistoken.train.trained import TRAINED, write_atomically
+from vistoken.train.trained import TRAINED
 
 RESULT = Path(__file__).parent / "results" / "decoder_nano.json"
 PROJECTION = "model.multi_modal_projector.mlp."

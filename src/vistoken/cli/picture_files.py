@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vistoken.core.errors import UsageError
-from vistoken.core.files import writing
+from vistoken.core.files import write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,16 +48,6 @@ def write_files(paths: list[Path], draw: Callable[[], Image], page: Callable[[],
         if path.suffix == ".png":
             buffer = io.BytesIO()
             draw().save(buffer, "PNG")
-            _write(path, buffer.getvalue())
+            write_atomically(path, buffer.getvalue())
         else:
-            _write(path, page().encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    with writing(path):
-        try:
-            part.write_bytes(content)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+            write_atomically(path, page().encode())

@@ -1,8 +1,10 @@
-"""Writing to disk: a full or read-only one is the environment's fault, said in one sentence."""
+"""Writing to disk: files are there whole or not at all, and a full disk is said in one sentence."""
 
 from __future__ import annotations
 
 import errno
+import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,42 @@ _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 # writers in other languages tell the same in their own words
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed")
 _FORBIDDEN_WORDS = ("Read-only file system", "Permission denied")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside a file, and the file's own name to what is written there.
+
+    The name is new each time, so that several processes may write the same file. Where the block
+    fails, nothing is left and the file is as it was.
+
+    Args:
+        path: The file; its folder must exist.
+
+    Yields:
+        The temporary name.
+    """
+    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all.
+
+    Args:
+        path: The file; its folder must exist.
+        content: What it holds.
+
+    Raises:
+        MachineError: There is no space, or no permission to write.
+    """
+    with writing(path), replacing(path) as scratch:
+        scratch.write_bytes(content)
 
 
 @contextmanager

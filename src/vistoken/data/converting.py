@@ -8,13 +8,12 @@ used on the way back as long as the record still says what it said then.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 from vistoken.core.errors import DataError, UsageError
+from vistoken.core.files import replacing
 from vistoken.data.forms import Form, FormName, form_names, form_of, named_form
 from vistoken.data.reading import BadSamples, open_rows, read_good
 from vistoken.data.repeated_marks import repeated_marks
@@ -124,20 +123,14 @@ def write_whole(out: Path, write: Callable[[TextIO], None]) -> None:
     Raises:
         DataError: The disk is full or the folder may not be written.
     """
-    part: Path | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-        part = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            write(file)
-        part.chmod(0o644)
-        os.replace(part, out)
+        with replacing(out) as scratch:
+            with scratch.open("w", encoding="utf-8") as file:
+                write(file)
+            scratch.chmod(0o644)
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror}") from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
 
 
 def _without_kept(record: Mapping[str, object]) -> dict[str, object]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vistoken.core.errors import DataError
+from vistoken.core.files import replacing
 from vistoken.models.cache_dir import cache_dir
 
 logger = logging.getLogger(__name__)
@@ -195,13 +194,7 @@ def _keep(kept: Path, places: array[int]) -> None:
     """Losing these costs a few seconds next time, so a full disk is no error here."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=kept.parent, suffix=".npy")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, np.frombuffer(places, np.int64))
-            os.replace(name, kept)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with replacing(kept) as scratch, scratch.open("wb") as file:
+            np.save(file, np.frombuffer(places, np.int64))
     except OSError as error:
         logger.warning("the places of the list's items could not be kept: %s", error)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vistoken.core.errors import DataError, UsageError
-from vistoken.core.files import writing
-from vistoken.train.trained import write_atomically
+from vistoken.core.files import write_atomically, writing
 
 SETTINGS = "settings.json"
 SAMPLES = "samples.jsonl"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vistoken.core.errors import UsageError
+from vistoken.core.files import write_atomically
 from vistoken.eval.answering import METHODS, Answer, Answerer, Method
 from vistoken.eval.grey import GreyEncoder
 from vistoken.eval.prompts import PromptMaker
@@ -21,7 +22,6 @@ from vistoken.eval.summary import summarise, table_rows, text_table
 from vistoken.eval.tasks import Question, Task, read_answers
 from vistoken.train.cache import FeatureCache, fast_compute, hash_weights
 from vistoken.train.encoders import CachedEncoder, Encoder, PixelEncoder
-from vistoken.train.trained import write_atomically
 
 if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration

@@ -14,6 +14,7 @@ from safetensors.torch import save
 
 from vistoken.api import load
 from vistoken.core.errors import UsageError, WeightsError
+from vistoken.core.files import write_atomically
 from vistoken.eval.records import write_json
 from vistoken.eval.run import EvalOptions, evaluate
 from vistoken.eval.tasks import read_tasks
@@ -27,7 +28,7 @@ from vistoken.train.config import recipe_config
 from vistoken.train.run import DONE as STAGE_DONE
 from vistoken.train.run import MODEL, train
 from vistoken.train.settings import RunConfig
-from vistoken.train.trained import TRAINED, write_atomically
+from vistoken.train.trained import TRAINED
 
 Tell = Callable[[str, int, int], None]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vistoken.core.errors import DataError, UsageError
+from vistoken.core.files import write_atomically
 from vistoken.data.reading import open_rows
 from vistoken.data.scenes import make_scenes
 from vistoken.data.scenes.large import make_large_scenes
@@ -16,7 +17,6 @@ from vistoken.data.scenes.v1 import make_set
 from vistoken.study.grid import file_digest
 from vistoken.study.settings import Data
 from vistoken.study.terse import terse_row, terse_scene
-from vistoken.train.trained import write_atomically
 
 Tell = Callable[[str, int, int], None]
 

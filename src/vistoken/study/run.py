@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vistoken.api import load
+from vistoken.core.files import write_atomically
 from vistoken.eval.records import write_json
 from vistoken.study.cell import CellRunner, Tell
 from vistoken.study.costs import latency_ratio, predict
@@ -17,7 +18,6 @@ from vistoken.study.grid import Cell, Grid
 from vistoken.study.picture import page
 from vistoken.study.report import collect, markdown
 from vistoken.train.cache import fast_compute
-from vistoken.train.trained import write_atomically
 
 REPORT = "study.json"
 TABLE = "study.md"

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from vistoken.core.errors import DataError, UsageError
-from vistoken.core.files import writing
+from vistoken.core.files import write_atomically, writing
 from vistoken.core.tables import split_media
 from vistoken.models.pipeline import anchor_rows
 
@@ -213,15 +211,9 @@ def _write(path: Path, image: CachedImage) -> None:
             if not torch.isfinite(half).all():
                 raise ValueError(f"tower {tower} gave features that float16 cannot hold")
             tensors[f"{number}.{tower}"] = half.contiguous()
-    scratch = path.with_name(f".{path.stem}-{uuid.uuid4().hex}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            scratch.write_bytes(save(tensors))
-            os.replace(scratch, path)
-        except BaseException:
-            scratch.unlink(missing_ok=True)
-            raise
+    write_atomically(path, save(tensors))
 
 
 def _read(path: Path) -> CachedImage:

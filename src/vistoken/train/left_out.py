@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch.distributed as dist
 
-from vistoken.core.files import writing
+from vistoken.core.files import write_atomically, writing
 from vistoken.data.bad_samples import LeftOut, Reason
 from vistoken.train.distributed import is_main
-from vistoken.train.trained import write_atomically
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vistoken.core.errors import WeightsError
-from vistoken.core.files import writing
+from vistoken.core.files import write_atomically
 from vistoken.models.checkpoint import own_state, plain_name, read_safetensors
 from vistoken.train.lora import is_lora
 
@@ -69,15 +67,3 @@ def read_trained(
     with torch.no_grad():
         for name, tensor in loaded.items():
             own[name].copy_(tensor)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it."""
-    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    with writing(path):
-        try:
-            scratch.write_bytes(content)
-            os.replace(scratch, path)
-        except BaseException:
-            scratch.unlink(missing_ok=True)
-            raise

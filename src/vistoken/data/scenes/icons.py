@@ -6,8 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vistoken.core.errors import MachineError, UsageError
+from vistoken.core.files import replacing
 from vistoken.data.scenes.fetch import NpmPackage, fetch_npm
 from vistoken.data.scenes.names import Name, confusable_words, icon_names
 from vistoken.data.scenes.sources import Credit
@@ -169,6 +168,5 @@ def _svg(icons: dict[str, Any], drawing: str) -> str:
 
 def _save_atomically(path: Path, pixels: NDArray[np.uint8]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
+    with replacing(path) as scratch, scratch.open("wb") as file:
         np.save(file, pixels, allow_pickle=False)
-    os.replace(file.name, path)

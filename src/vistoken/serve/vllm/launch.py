@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vistoken.core.errors import MachineError, UsageError
-from vistoken.core.files import writing
+from vistoken.core.files import write_atomically, writing
 from vistoken.models.cache_dir import cache_dir
 from vistoken.serve.vllm.refusals import refuse_for_vllm
 from vistoken.serve.vllm.template import template_for_vllm
@@ -185,7 +185,5 @@ def _written_template(directory: Path) -> Path:
     if not out.is_file():
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            temporary = out.with_suffix(f".{os.getpid()}")
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, out)
+        write_atomically(out, text.encode())
     return out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vistoken.core.errors import WeightsError
-from vistoken.core.files import writing
+from vistoken.core.files import replacing, writing
 
 _KEEP, _STATISTIC, _FINGERPRINT = "head_keep", "statistic", "fingerprint"
 _FORMAT = "vistoken head mask 1"
@@ -74,13 +73,8 @@ def save_head_mask(mask: HeadMask, path: Path) -> None:
     if mask.statistic is not None:
         tensors[_STATISTIC] = mask.statistic.to(torch.float32)
     metadata = {**mask.details, "format": _FORMAT, _FINGERPRINT: mask.fingerprint}
-    temporary = path.with_name(f".{path.name}.part")
-    with writing(path):
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(path), replacing(path) as scratch:
+        save_file(tensors, scratch, metadata=metadata)
 
 
 def read_head_mask(path: Path) -> HeadMask:
