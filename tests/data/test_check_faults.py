@@ -12,6 +12,7 @@ from PIL import Image
 
 from vistoken.core.errors import DataError
 from vistoken.data.check import ProcessorEncode, check_file
+from vistoken.data.check_report import Repeat
 
 
 def record(name, path):
@@ -181,8 +182,11 @@ def test_repeated_ids_are_told_with_their_places(tmp_path):
     report = check_file(path)
     assert report.faults == []
     assert report.repeated_ids == 2
-    assert report.repeats == [(f"{path}, line 3", "a"), (f"{path}, line 4", "a")]
-    assert report.to_dict()["repeats"][0] == {"where": f"{path}, line 3", "id": "a"}
+    first = f"{path}, line 1"
+    third, fourth = report.repeats
+    assert (third, fourth.where) == (Repeat(f"{path}, line 3", "a", first), f"{path}, line 4")
+    told = report.to_dict()["repeats"][1]
+    assert told == {"where": f"{path}, line 4", "id": "a", "first": first}
 
 
 def test_a_sample_without_anything_to_learn(tmp_path, pico):

@@ -123,8 +123,8 @@ def _show(report: CheckReport, show: int) -> None:
         say(f"warning: {warning}")
     if report.warnings > show:
         say(f"{counted(report.warnings, 'sample')} with warnings (--show, --json)")
-    for where, sample in report.repeats[:show]:
-        say(f"repeated id: {where}: sample {sample!r}")
+    for repeat in report.repeats[:show]:
+        say(f"repeated id: {repeat.where}: sample {repeat.id!r}, first at {repeat.first}")
     if report.repeated_ids:
         say(f"{counted(report.repeated_ids, 'sample')} with an id that another one has as well")
     say(

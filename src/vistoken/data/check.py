@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from vistoken.core.errors import DataError, UsageError
-from vistoken.data.check_report import CheckReport, Fault
+from vistoken.data.check_report import CheckReport, Fault, Repeat
 from vistoken.data.forms import Form, form_of
-from vistoken.data.image_roots import wrong_root
+from vistoken.data.image_roots import Missing, wrong_root
 from vistoken.data.labels import IGNORE_LABEL, EncodedConversation, encode_conversation
 from vistoken.data.parts_of_message import video_places
 from vistoken.data.reading import open_rows
@@ -25,12 +25,18 @@ from vistoken.data.schema import (
     is_picture_file,
     name_sample,
 )
+from vistoken.data.string_table import StringTable
 from vistoken.models.images import open_image
 from vistoken.models.unread_parts import refuse_unread_parts
 
 __all__ = ["CheckReport", "Encode", "Fault", "ProcessorEncode", "Size", "check_file"]
 
 Size = tuple[int, int]
+
+_WIDTHS = 1 << 31
+"""More than any picture's width, so that height and width go into one number."""
+_FAULTY = 0
+"""Instead of the size of a picture that cannot be used."""
 
 
 class Encode(Protocol):
@@ -107,10 +113,13 @@ def check_file(
     checker = _Checker(image_root or path.parent, chosen, encode, max_length, report)
     with rows.reader() as row_at:
         for index in range(len(rows)):
-            checker.check(row_at, index, rows.where(index))
+            repeats = checker.check(row_at, index, rows.where(index))
+            if repeats is not None:
+                first, sample = repeats
+                report.add_repeat(Repeat(rows.where(index), sample, rows.where(first)))
             progress(index + 1, len(rows))
     report.images = len(checker.sizes)
-    report.wrong_root = wrong_root(checker.root, path.parent, checker.missing(), report.images)
+    report.wrong_root = wrong_root(checker.root, path.parent, checker.missing, report.images)
     return report
 
 
@@ -121,12 +130,14 @@ class _Checker:
     encode: Encode | None
     max_length: int | None
     report: CheckReport
-    ids: set[int] = field(default_factory=set)
-    # A picture is decoded once however many samples ask about it; a fault is kept as such.
-    sizes: dict[str, Size | SampleFault] = field(default_factory=dict)
+    missing: Missing = field(default_factory=Missing)
+    # number of the first row with an id
+    ids: StringTable = field(default_factory=StringTable)
+    # a picture is decoded once however many samples ask about it
+    sizes: StringTable = field(default_factory=StringTable)
 
-    def check(self, row_at: RowAt, index: int, where: str) -> None:
-        """Look at one sample."""
+    def check(self, row_at: RowAt, index: int, where: str) -> tuple[int, str] | None:
+        """Look at one sample; gives the first row with its id, and the id, if there was one."""
         self.report.samples += 1
         faults: list[SampleFault] = []
         sample_id = ""
@@ -136,20 +147,13 @@ class _Checker:
             self._look(record, where, faults)
         except DataError as error:
             faults.append(_as_fault(error))
-        if sample_id and hash(sample_id) in self.ids:
-            self.report.add_repeat(where, sample_id)
-        self.ids.add(hash(sample_id))
         self.report.bad_samples += bool(faults)
         for fault in faults:
             self.report.add_fault(Fault(index, where, sample_id, fault.kind, str(fault)))
-
-    def missing(self) -> list[str]:
-        """Paths of pictures that are not there."""
-        return [
-            path
-            for path, size in self.sizes.items()
-            if isinstance(size, SampleFault) and size.kind == "image-missing"
-        ]
+        first = self.ids.get(sample_id)
+        if first is None and sample_id:
+            self.ids.add(sample_id, index)
+        return None if first is None else (first, sample_id)
 
     def _look(self, record: Mapping[str, object], where: str, faults: list[SampleFault]) -> None:
         row = self.form.read(record, where, faults.append)
@@ -212,9 +216,22 @@ class _Checker:
             )
 
     def _size(self, path: str) -> Size | SampleFault:
-        if path not in self.sizes:
-            self.sizes[path] = _picture_size(self.root / path)
-        return self.sizes[path]
+        known = self.sizes.get(path)
+        if known:
+            return divmod(known, _WIDTHS)
+        # one that cannot be used is looked at again: its fault would take more room than its size
+        size = _picture_size(self.root / path)
+        if known is None:
+            self._keep(path, size)
+        return size
+
+    def _keep(self, path: str, size: Size | SampleFault) -> None:
+        if not isinstance(size, SampleFault):
+            self.sizes.add(path, size[0] * _WIDTHS + size[1])
+            return
+        self.sizes.add(path, _FAULTY)
+        if size.kind == "image-missing":
+            self.missing.add(path)
 
 
 def _picture_size(path: Path) -> Size | SampleFault:

@@ -31,6 +31,21 @@ class Fault:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """A sample whose id stood in the file before.
+
+    Attributes:
+        where: File and line, or number in the list.
+        id: The id.
+        first: Place of the first sample with this id.
+    """
+
+    where: str
+    id: str
+    first: str
+
+
 @dataclass
 class CheckReport:
     """What a check found.
@@ -42,7 +57,7 @@ class CheckReport:
         with_images: Samples with a picture.
         images: Picture files, each counted once.
         repeated_ids: Samples whose id stood in the file before; no fault, as released files do so.
-        repeats: Place and id of the first hundred of them.
+        repeats: The first hundred of them.
         warnings: Samples that are read otherwise than they may be meant; no fault.
         warned: The first hundred warnings.
         wrong_root: One sentence where hardly any picture lies under the image root.
@@ -61,7 +76,7 @@ class CheckReport:
     with_images: int = 0
     images: int = 0
     repeated_ids: int = 0
-    repeats: list[tuple[str, str]] = field(default_factory=list)
+    repeats: list[Repeat] = field(default_factory=list)
     warnings: int = 0
     warned: list[str] = field(default_factory=list)
     wrong_root: str | None = None
@@ -77,11 +92,11 @@ class CheckReport:
         if len(self.faults) < _KEPT_FAULTS:
             self.faults.append(fault)
 
-    def add_repeat(self, where: str, sample: str) -> None:
-        """Count a sample whose id another one has."""
+    def add_repeat(self, repeat: Repeat) -> None:
+        """Count a sample whose id an earlier one has."""
         self.repeated_ids += 1
         if len(self.repeats) < _KEPT_REPEATS:
-            self.repeats.append((where, sample))
+            self.repeats.append(repeat)
 
     def add_warnings(self, messages: list[str]) -> None:
         """Count a sample that has warnings, and keep them while there are few."""
@@ -121,7 +136,7 @@ class CheckReport:
             "with_images": self.with_images,
             "images": self.images,
             "repeated_ids": self.repeated_ids,
-            "repeats": [{"where": where, "id": name} for where, name in self.repeats],
+            "repeats": [asdict(repeat) for repeat in self.repeats],
             "warnings": self.warnings,
             "warned": self.warned,
             "wrong_root": self.wrong_root,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -15,27 +16,47 @@ _TRIED = 5
 _FOLDERS = 200
 
 
-def wrong_root(root: Path, data_folder: Path, missing: Sequence[str], pictures: int) -> str | None:
+@dataclass
+class Missing:
+    """Pictures that are not there.
+
+    Attributes:
+        count: How many.
+        first: Paths of the first few, as the data file has them.
+    """
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, path: str) -> None:
+        """Count a picture, and keep its path while there are few."""
+        self.count += 1
+        if len(self.first) < _TRIED:
+            self.first.append(path)
+
+
+def wrong_root(root: Path, data_folder: Path, missing: Missing, pictures: int) -> str | None:
     """One sentence about a root under which hardly any picture lies; None where most do.
 
     Args:
         root: Folder that the paths were looked up in.
         data_folder: Folder of the data file.
-        missing: Paths that are not there, as the data file has them.
+        missing: Those that are not there.
         pictures: Number of different paths in the data file.
 
     Returns:
         The root, an example, and the folder near by that holds it, if one does.
     """
-    if len(missing) < 2 or len(missing) < NEARLY_ALL * pictures:
+    if missing.count < 2 or missing.count < NEARLY_ALL * pictures:
         return None
-    count = f"all {pictures:,}" if len(missing) == pictures else f"{len(missing):,} of {pictures:,}"
+    part = f"{missing.count:,} of {pictures:,}"
+    count = f"all {pictures:,}" if missing.count == pictures else part
     where = f"under {root}" if root.is_dir() else f"under {root}, which is no folder"
-    found = next(_holding(root, data_folder, missing[:_TRIED]), None)
+    found = next(_holding(root, data_folder, missing.first), None)
     advice = "give the folder that the paths start from as the image root"
     if found is not None:
         advice = f"they lie under {found}, so give that as the image root"
-    return f"{count} pictures are missing {where}, such as {missing[0]!r}; {advice}"
+    return f"{count} pictures are missing {where}, such as {missing.first[0]!r}; {advice}"
 
 
 def _holding(root: Path, data_folder: Path, paths: Sequence[str]) -> Iterator[Path]:
