@@ -1,6 +1,8 @@
 import copy
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -102,6 +104,57 @@ def test_writers_at_the_same_time_leave_whole_files_only(pico, tmp_path, data):
     for path in files:
         with safe_open(path, "pt") as file:
             assert set(file.keys()) == {"view_table", "0.0"}
+
+
+FILL = """
+import sys
+from pathlib import Path
+from vistoken.models.build import build
+from vistoken.models.recipe import load_recipe
+from vistoken.train.cache import FeatureCache
+root, *images = map(Path, sys.argv[1:])
+cache = FeatureCache(root, *build(load_recipe("pico")))
+print("ready", flush=True)
+sys.stdin.readline()
+for image in images:
+    report = cache.fill([image])
+    print(report.encoded, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_fill_a_cache_at_the_same_time_leave_whole_files_only(pico, tmp_path, data):
+    """Each starts when both are ready, and both mostly encode the same pictures."""
+    images = [data / "images" / f"{n}.png" for n in range(4)]
+    command = [sys.executable, "-c", FILL, str(tmp_path), *map(str, images)]
+    environment = {"OMP_NUM_THREADS": "1", "VISTOKEN_HOME": str(tmp_path / "home"), "PATH": ""}
+    writers = [
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for _ in range(2)
+    ]
+    try:
+        for writer in writers:
+            assert writer.stdout.readline() == "ready\n"
+        for writer in writers:
+            writer.stdin.write("go\n")
+            writer.stdin.flush()
+        encoded = [sum(map(int, writer.communicate()[0].split())) for writer in writers]
+    finally:
+        for writer in writers:
+            writer.kill()
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert 4 <= sum(encoded) <= 8
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 4
+    alone = FeatureCache(tmp_path / "alone", *pico)
+    cache = FeatureCache(tmp_path, *pico)
+    for image in images:
+        assert cache.path(cache.key(image)) in files
+        assert torch.equal(
+            cache.get(image).tower_features[0][0], alone.get(image).tower_features[0][0]
+        )
 
 
 def test_a_failed_write_leaves_nothing(pico, tmp_path, image, monkeypatch):
