@@ -159,7 +159,7 @@ def test_processes_that_fill_a_cache_at_the_same_time_leave_whole_files_only(pic
 
 def test_a_failed_write_leaves_nothing(pico, tmp_path, image, monkeypatch):
     cache = FeatureCache(tmp_path, *pico)
-    monkeypatch.setattr("vistoken.train.cache.os.replace", _refuse)
+    monkeypatch.setattr("vistoken.core.files.os.replace", _refuse)
     with pytest.raises(OSError, match="full"):
         cache.get(image)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -178,7 +178,7 @@ def test_what_the_disk_refuses_is_no_bug(pico, tmp_path, image, monkeypatch, num
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("vistoken.train.cache.os.replace", refuse)
+    monkeypatch.setattr("vistoken.core.files.os.replace", refuse)
     with pytest.raises(MachineError, match=says) as caught:
         FeatureCache(tmp_path, *pico).fill([image])
     assert str(tmp_path) in str(caught.value)

@@ -268,7 +268,7 @@ def test_a_read_only_output_is_the_machines_fault(data, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "a"))
 
-    monkeypatch.setattr("vistoken.train.trained.os.replace", refuse)
+    monkeypatch.setattr("vistoken.core.files.os.replace", refuse)
     with pytest.raises(MachineError, match="cannot be written") as caught:
         train(configuration(data, tmp_path / "a", [ALONE]))
     assert caught.value.exit_code == 5
