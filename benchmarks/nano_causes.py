@@ -32,9 +32,10 @@ from torch import Tensor
 import vistoken
 from vistoken.core.tables import rectangles
 from vistoken.eval.scoring import bootstrap_mean
-from vistoken.train.alignment import NameSpace, PatchTokens, Scene, read_scenes, vocabulary
+from vistoken.train.alignment import NameSpace, PatchTokens
 from vistoken.train.cache import FeatureCache, fast_compute
 from vistoken.train.encoders import CachedEncoder, Encoder, PixelEncoder, encode_patches
+from vistoken.train.scenes import Scene, read_scenes, vocabulary
 
 RESULT = Path(__file__).parent / "results" / "nano_causes.json"
 PICTURES = {"val": 150, "style": 60}

@@ -27,7 +27,7 @@ from vistoken.models.build import build, load_tokenizer
 from vistoken.models.cost import empty_model
 from vistoken.models.footprint import Held
 from vistoken.models.recipe import Recipe, load_recipe
-from vistoken.train.alignment import NameSpace, Scene
+from vistoken.train.alignment import NameSpace
 from vistoken.train.encoders import PixelEncoder
 from vistoken.train.examples import Example
 from vistoken.train.groups import apply_groups, optimizer_groups
@@ -36,6 +36,7 @@ from vistoken.train.metrics import Meter
 from vistoken.train.microbatch import TrainBatch
 from vistoken.train.objectives import find_objective
 from vistoken.train.samples import QuestionCollator, QuestionGroup
+from vistoken.train.scenes import Scene
 from vistoken.train.settings import StageConfig
 
 RESULT = Path(__file__).parent / "results" / "train_memory.json"

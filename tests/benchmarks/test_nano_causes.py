@@ -11,7 +11,8 @@ import torch
 
 from vistoken.core.tables import TOKEN, TokenKind
 from vistoken.eval.records import Record
-from vistoken.train.alignment import PatchTokens, Scene
+from vistoken.train.alignment import PatchTokens
+from vistoken.train.scenes import Scene
 
 
 class Words:

@@ -33,7 +33,7 @@ from vistoken.data.scenes.v1.wordings import (
     SIZES,
     WORDINGS,
 )
-from vistoken.train.alignment import read_scenes, vocabulary
+from vistoken.train.scenes import read_scenes, vocabulary
 
 SOURCE = ShapeSource()
 SIZE = 160

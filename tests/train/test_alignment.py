@@ -6,17 +6,8 @@ import torch
 
 from vistoken.core.errors import DataError
 from vistoken.core.tables import TOKEN, TokenKind
-from vistoken.train.alignment import (
-    NameSpace,
-    PatchTokens,
-    Scene,
-    cell_words,
-    patch_tokens,
-    read_scenes,
-    scenes_file,
-    score,
-    vocabulary,
-)
+from vistoken.train.alignment import NameSpace, PatchTokens, patch_tokens, score
+from vistoken.train.scenes import Scene, cell_words, read_scenes, scenes_file, vocabulary
 
 SCENE = Scene("a.png", ("cup", "dog"), ((0, 0, 20, 20), (10, 10, 40, 40)), "red")
 

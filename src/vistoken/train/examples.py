@@ -28,8 +28,8 @@ from vistoken.data.repeated_marks import repeated_marks
 from vistoken.data.sampling import modality_length
 from vistoken.data.schema import SampleFault, raise_fault
 from vistoken.models.unread_parts import refuse_unread_parts
-from vistoken.train.alignment import Scene, read_scenes, scenes_file
 from vistoken.train.lazy import Items, Lazy
+from vistoken.train.scenes import Scene, read_scenes, scenes_file
 
 __all__ = [
     "Example",

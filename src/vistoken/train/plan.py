@@ -10,7 +10,6 @@ import torch.distributed as dist
 
 from vistoken.data.bad_samples import BadSamples
 from vistoken.models.cost import empty_model
-from vistoken.train.alignment import vocabulary
 from vistoken.train.encoders import PixelEncoder
 from vistoken.train.examples import ScenePicture
 from vistoken.train.feeds import FEEDS
@@ -18,6 +17,7 @@ from vistoken.train.memory import StageMemory, predict_memory
 from vistoken.train.objectives import find_objective
 from vistoken.train.opening import OpenRun
 from vistoken.train.packing import PackedBatch
+from vistoken.train.scenes import vocabulary
 from vistoken.train.settings import StageConfig
 from vistoken.train.stage_data import StageData
 

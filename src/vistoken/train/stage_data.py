@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from vistoken.core.errors import DataError
 from vistoken.data.bad_samples import BadSamples
 from vistoken.models.images import open_image
-from vistoken.train.alignment import NameSpace, scenes_file, vocabulary
+from vistoken.train.alignment import NameSpace
 from vistoken.train.cache import FeatureCache
 from vistoken.train.examples import Numbers, ScenePicture, read_pictures
 from vistoken.train.feeds import FEEDS, Feed
 from vistoken.train.objectives import find_objective
+from vistoken.train.scenes import scenes_file, vocabulary
 from vistoken.train.settings import RunConfig, StageConfig
 
 if TYPE_CHECKING:

@@ -91,8 +91,8 @@ def memory(
 
 def _words(run: RunConfig) -> dict[str, int]:
     """Words of the stages whose scenes can be read."""
-    from vistoken.train.alignment import read_scenes, scenes_file, vocabulary
     from vistoken.train.objectives import find_objective
+    from vistoken.train.scenes import read_scenes, scenes_file, vocabulary
     from vistoken.train.stage_data import stage_files
 
     words = {}
