@@ -74,7 +74,7 @@ class BadSamples:
         self.skipped += 1
         if len(self.first) < 10:
             self.first.append(str(error))
-        logger.warning("skipped sample %d: %s", self.skipped, error)
+        logger.warning("skipped a sample: %s", error)
         self.tell(LeftOut("bad_samples", sample, str(error)))
 
     def warn(self, messages: Sequence[str]) -> None:

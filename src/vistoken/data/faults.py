@@ -25,6 +25,9 @@ class SampleFault(DataError):
         super().__init__(message)
         self.kind = kind
 
+    def __reduce__(self) -> tuple[type[SampleFault], tuple[FaultKind, str]]:
+        return type(self), (self.kind, str(self))
+
 
 Report = Callable[[SampleFault], None]
 """Takes a fault: raises it, or keeps it and lets reading go on."""

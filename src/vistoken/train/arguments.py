@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from vistoken.train.settings import StageConfig
+from vistoken.train.workers import START_METHOD
 
 
 def training_arguments(
@@ -18,6 +19,7 @@ def training_arguments(
     bf16: bool,
     use_cpu: bool,
     report_to: Sequence[str] = (),
+    workers: int = 0,
 ) -> TrainingArguments:
     """The Trainer's arguments of a stage.
 
@@ -28,6 +30,7 @@ def training_arguments(
         bf16: Whether to compute in bfloat16.
         use_cpu: Whether to stay on the CPU.
         report_to: Trackers to log to (see :func:`vistoken.train.trackers.prepare_trackers`).
+        workers: Processes that make batches ahead.
     """
     return TrainingArguments(
         output_dir=str(folder),
@@ -52,7 +55,8 @@ def training_arguments(
         data_seed=seed,
         bf16=bf16,
         use_cpu=use_cpu,
-        dataloader_num_workers=0,
+        dataloader_num_workers=workers,
+        dataloader_multiprocessing_context=START_METHOD if workers else None,
         dataloader_pin_memory=False,
         **({"gradient_checkpointing": True} if stage.checkpointing else {}),
     )

@@ -30,6 +30,7 @@ from vistoken.train.settings import RunConfig
 from vistoken.train.stage_run import convert_mechanisms, run_stage, start_weights
 from vistoken.train.trackers import prepare_trackers
 from vistoken.train.trained import read_trained
+from vistoken.train.workers import check_workers
 
 __all__ = ["DONE", "MODEL", "RunReport", "StageReport", "last_checkpoint", "train"]
 
@@ -56,10 +57,12 @@ def train(
         UsageError: The output folder is in use, or belongs to another configuration.
         DataError: A row, picture or annotation is faulty.
         WeightsError: Weights to start from are missing or do not fit.
-        MachineError: A tracker is not installed, or the disk is full.
+        MachineError: A tracker is not installed, processes cannot be forked off for ``workers``, or
+            the disk is full.
         Interrupted: SIGINT or SIGTERM came while a stage was training; a checkpoint was written.
     """
     prepare_trackers(config.report_to, config.output)
+    check_workers(config.workers)
     connect(cpu=not torch.cuda.is_available())
     if not dry_run:
         with main_first() as main:

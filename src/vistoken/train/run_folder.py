@@ -15,10 +15,9 @@ import torch
 import yaml
 
 from vistoken.core.errors import UsageError
-from vistoken.core.files import writing
+from vistoken.core.files import write_atomically, writing
 from vistoken.train.config import RunConfig, dump_config, parse_config
 from vistoken.train.log_file import append_record, read_records
-from vistoken.train.trained import write_atomically
 
 MODEL = "model"
 METRICS = "metrics.jsonl"
@@ -38,6 +37,7 @@ _FREE = (
     "validate_every",
     "validation",
     "validation_samples",
+    "workers",
 )
 # but with finish: best they choose the weights that a stage ends with
 _JUDGING = (

@@ -183,6 +183,8 @@ class RunConfig(Strict):
             hardware computes in it.
         attention: Attention function of the language model, ``sdpa`` or ``flex`` (CUDA only, for
             packed rows); None keeps the one that the model was loaded with.
+        workers: Processes that read and prepare batches ahead; 0 does it between the steps. Results
+            do not change.
         on_bad_sample: A faulty row or picture is an ``error``, or ``skip`` counts it and names it
             in ``left_out.jsonl``.
         report_to: Trackers beside ``metrics.jsonl``, none by default; they write into the run's
@@ -201,6 +203,7 @@ class RunConfig(Strict):
     cache: Path | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Attention | None = None
+    workers: int = Field(default=0, ge=0)
     on_bad_sample: Literal["error", "skip"] = "error"
     report_to: tuple[Tracker, ...] = ()
     stages: tuple[StageConfig, ...] = Field(min_length=1)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vistoken.core.errors import Interrupted, UsageError, WeightsError
+from vistoken.core.files import write_atomically
 from vistoken.data.bad_samples import BadSamples
 from vistoken.models.conversion import convert_mechanism
 from vistoken.train.arguments import training_arguments
@@ -31,7 +32,7 @@ from vistoken.train.samples import CachedEncoder, SceneCollator
 from vistoken.train.settings import StageConfig
 from vistoken.train.stage_data import StageData, fill_cache, name_space, read_stage
 from vistoken.train.standardise import standardise
-from vistoken.train.trained import TRAINED, read_trained, write_atomically, write_trained
+from vistoken.train.trained import TRAINED, read_trained, write_trained
 from vistoken.train.trainer import VistokenTrainer
 
 logger = logging.getLogger(__name__)
@@ -186,6 +187,7 @@ def _trainer(
         run.bf16,
         use_cpu=run.device.type == "cpu",
         report_to=run.config.report_to,
+        workers=run.config.workers,
     )
     return VistokenTrainer(
         run.model,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -38,30 +37,26 @@ from vistoken.train.objectives import find_objective
 from vistoken.train.probe import NameProbe
 from vistoken.train.resuming import CurrentSettings
 from vistoken.train.samples import SceneCollator
+from vistoken.train.session import KeepsSession
 from vistoken.train.settings import StageConfig
-from vistoken.train.trained import (
-    TRAINED,
-    read_trained,
-    write_atomically,
-    write_trained,
-)
 from vistoken.train.validation import Validation
+from vistoken.train.workers import NumberedBatches, OpensBatches
 
 if TYPE_CHECKING:
     from vistoken.models.modeling import VistokenForConditionalGeneration
 
 __all__ = ["VistokenTrainer", "schedule"]
 
-_SESSION = "session.json"
-
 
 class VistokenTrainer(
+    KeepsSession,
     AtomicCheckpoints,
     FiniteSteps,
     CurrentSettings,
     RecordsLeftOut,
     MeansOfFilled,
     TimedData,
+    OpensBatches,
     Trainer,
 ):
     """Trains one stage.
@@ -124,11 +119,12 @@ class VistokenTrainer(
         self.interrupt = StopOnSignal()
         self._elapsed_before = 0.0
         self._began = time.perf_counter()
+        named = NamedBatches(collate, FEEDS[objective.rows].names)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=Items(items),
-            data_collator=NamedBatches(collate, FEEDS[objective.rows].names),
+            train_dataset=Items(range(len(items))),
+            data_collator=NumberedBatches(items, named),
             callbacks=[self.progress, JsonLines(metrics, stage.name), self.interrupt],
         )
         self.remove_callback(PrinterCallback)
@@ -164,11 +160,6 @@ class VistokenTrainer(
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training so far, earlier sessions included."""
-        return self._elapsed_before + time.perf_counter() - self._began
 
     def _rate(self, progress: float) -> float:
         if self.stage.minutes is not None:
@@ -240,29 +231,3 @@ class VistokenTrainer(
         """A metric of the weights that are being saved."""
         found = self.held_out.find(metric, self.state.global_step)
         return super().checkpoint_score(metric) if found is None else found
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write what is trained, not the frozen weights."""
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_trained(self.model, folder / TRAINED)
-        session = {
-            "elapsed": self.elapsed,
-            "logged": self.held_out.logged,
-            "meter": self.meter.state(),
-            "left_out": self.left_out.state(),
-        }
-        write_atomically(folder / _SESSION, json.dumps(session).encode())
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        """Read what :meth:`_save` wrote."""
-        folder = Path(resume_from_checkpoint)
-        read_trained(self.model, folder / TRAINED)
-        session = json.loads((folder / _SESSION).read_text(encoding="utf-8"))
-        self._elapsed_before = session["elapsed"]
-        self.held_out.logged = session.get("logged", 0)
-        self._began = time.perf_counter()
-        self.meter.load(session["meter"])
-        self.left_out.load(session.get("left_out", {"counts": {}, "lines": 0}))
