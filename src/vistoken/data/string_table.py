@@ -7,12 +7,15 @@ them would take hundreds of megabytes.
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 _DIGEST = 12
 """Bytes of a string's hash: of a million strings two have the same one in 1 of 10^17 files."""
+_DRAWERS = 256
+"""One for each first byte, so that room is asked for and given back in small pieces."""
 
 
 class StringTable:
@@ -25,11 +28,12 @@ class StringTable:
     def __init__(self, recent: int = 1 << 13) -> None:
         self._most_recent = recent
         self._recent: dict[bytes, int] = {}
-        self._digests: NDArray[np.bytes_] = np.empty(0, f"S{_DIGEST}")
-        self._numbers: NDArray[np.int64] = np.empty(0, np.int64)
+        self._sorted = 0
+        self._digests: list[NDArray[np.bytes_]] = [np.empty(0, f"S{_DIGEST}")] * _DRAWERS
+        self._numbers: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * _DRAWERS
 
     def __len__(self) -> int:
-        return len(self._digests) + len(self._recent)
+        return self._sorted + len(self._recent)
 
     def get(self, text: str) -> int | None:
         """The number of a string; None for one that is not in the table."""
@@ -37,10 +41,11 @@ class StringTable:
         number = self._recent.get(digest)
         if number is not None:
             return number
-        place = int(np.searchsorted(self._digests, digest))
+        digests = self._digests[digest[0]]
+        place = int(np.searchsorted(digests, digest))
         # numpy takes zeros at the end off what it gives back
-        if place < len(self._digests) and self._digests[place].ljust(_DIGEST, b"\0") == digest:
-            return int(self._numbers[place])
+        if place < len(digests) and digests[place].ljust(_DIGEST, b"\0") == digest:
+            return int(self._numbers[digest[0]][place])
         return None
 
     def add(self, text: str, number: int) -> None:
@@ -55,13 +60,17 @@ class StringTable:
             self._sort_in()
 
     def _sort_in(self) -> None:
-        digests = np.array(list(self._recent), f"S{_DIGEST}")
-        numbers = np.array(list(self._recent.values()), np.int64)
+        ordered = sorted(self._recent)
+        digests = np.array(ordered, f"S{_DIGEST}")
+        numbers = np.array([self._recent[digest] for digest in ordered], np.int64)
+        bounds = np.searchsorted(digests, [bytes([first]) for first in range(_DRAWERS)]).tolist()
+        for drawer, (start, stop) in enumerate(pairwise([*bounds, len(digests)])):
+            added = digests[start:stop]
+            places = np.searchsorted(self._digests[drawer], added)
+            self._digests[drawer] = np.insert(self._digests[drawer], places, added)
+            self._numbers[drawer] = np.insert(self._numbers[drawer], places, numbers[start:stop])
+        self._sorted += len(digests)
         self._recent.clear()
-        order = np.argsort(digests)
-        places = np.searchsorted(self._digests, digests[order])
-        self._digests = np.insert(self._digests, places, digests[order])
-        self._numbers = np.insert(self._numbers, places, numbers[order])
 
 
 def _digest(text: str) -> bytes:
