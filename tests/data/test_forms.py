@@ -86,6 +86,17 @@ def test_the_schema_through_other_forms(row, target):
     assert json.dumps(back, sort_keys=True) == json.dumps(row, sort_keys=True)
 
 
+@pytest.mark.parametrize("spoken", [[], [{"role": "system", "content": "Be brief."}]])
+def test_a_further_key_named_system_is_not_spoken(spoken):
+    said = [{"role": "user", "content": "Same?"}, {"role": "assistant", "content": "No"}]
+    row = {"id": "s", "system": "linux", "messages": [*spoken, *said]}
+    there, back = there_and_back(row, SCHEMA, SHAREGPT)
+    assert "system" not in there
+    assert [turn["value"] for turn in there["conversations"]][-2:] == ["Same?", "No"]
+    assert len(there["conversations"]) == len(row["messages"])
+    assert back == row
+
+
 @settings(max_examples=40, deadline=None)
 @given(llava_records())
 def test_two_steps_there_and_back(record):

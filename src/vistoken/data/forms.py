@@ -118,7 +118,9 @@ def _write_llava(row: Mapping[str, object], where: str) -> dict[str, object]:
 
 
 def _write_sharegpt(row: Mapping[str, object], where: str) -> dict[str, object]:
+    """A further key `system` is left out: readers of this form would take it for what was said."""
     record, turns = _write_turns(row, where)
+    record.pop("system", None)
     if not record["images"]:
         del record["images"]
     return {**record, "conversations": turns}
