@@ -1,14 +1,15 @@
 """What nano still answers when its decoder does less for visual tokens: SAISA and YOPO.
 
     python benchmarks/decoder_nano.py --data SCENES --work FOLDER [--cache DIR] [--steps 400]
-        [--grid 12 12] [--scenes 60] [--arms llava saisa] [--keep 0.857 0.667 0.5]
+        [--grid 12 12] [--scenes 60] [--arms llava saisa] [--keep 0.857 0.667 0.5] [--from-nano]
 
 `llava` is the dense model, `saisa` has visual tokens as keys and values only, `yopo` (not by
 default) is the dense model trained under YOPO's pruned graph. One alignment with names is trained
 first; every arm starts from it (SAISA's shared projector is the aligned projection) and takes the
-same steps on the same questions. Then YOPO prunes `llava` without training, at several ratios; all
-are asked about held-out scenes, also about a grey picture instead; FLOPs and cache are counted from
-the plans, and times taken in turns. Whatever is done is kept in FOLDER and gone on with.
+same steps on the same questions. With `--from-nano` their language model is nano's, which can
+answer about visual tokens already. Then YOPO prunes `llava` without training, at several ratios; all are
+asked about held-out scenes, also about a grey picture instead; FLOPs and cache are counted from the
+plans, and times taken in turns. Whatever is done is kept in FOLDER and gone on with.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 import yaml
 from decoder_nano_costs import count, time_phases
 from decoder_nano_prune import prune
+from decoder_nano_start import nano_reader
 from paired import machine, sha256, write
 from safetensors.torch import save
 
@@ -57,6 +59,8 @@ def arm_recipe(arm: str, options: argparse.Namespace) -> Recipe:
     values = load_recipe(name).model_dump(exclude_none=True)
     if options.grid is not None:
         values["connector"][0] = {"part": "concat-grid", "options": {"grid": options.grid}}
+    if options.reader is not None:
+        values["language_model"]["source"] = str(options.reader)
     if arm == "yopo":
         values["mechanisms"] = [{"part": "yopo", "options": YOPO}]
     joint = dict(values["train"]["stages"][-1])
@@ -174,6 +178,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=400, help="of every arm")
     parser.add_argument("--align-steps", type=int, default=1000)
     parser.add_argument("--align-on", nargs="+", default=["dense", "train"], help="splits")
+    parser.add_argument("--from-nano", action="store_true", help="start from nano's language model")
     parser.add_argument("--projector-rate", type=float, default=1e-4)
     parser.add_argument("--grid", type=int, nargs=2, default=[12, 12], metavar=("ROWS", "COLS"),
                         help="of the fused features; 24 24 is the towers' own")  # fmt: skip
@@ -187,6 +192,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recipes", nargs=2, default=["llava-nano", "saisa-nano"])
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args(words)
+    options.reader = None
     options.arms = ["llava", *(arm for arm in options.arms if arm != "llava")]
     return options
 
@@ -196,6 +202,8 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     options = parse(words)
     torch.set_num_threads(options.threads)
     aligned = align(options)
+    if options.from_nano:
+        options.reader = nano_reader(options.work / "language-model")
     runs = {arm: train_arm(arm, aligned, options) for arm in options.arms}
     checkpoints = {arm: folder / MODEL for arm, folder in runs.items()}
     for keep in options.keep:
@@ -212,8 +220,8 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
         }
         for name in checkpoints
     }
-    asked = ("steps", "align_steps", "projector_rate", "grid", "keep", "samples", "scenes",
-             "recipes", "threads")  # fmt: skip
+    asked = ("steps", "from_nano", "align_steps", "projector_rate", "grid", "keep", "samples",
+             "scenes", "recipes", "threads")  # fmt: skip
     result = {
         "what": "share of questions answered exactly, beside what the decoder computes; ratios are "
         "to llava, which is dense; yopo-R keeps R of the layers and heads, without training",
