@@ -7,9 +7,9 @@
 default) is the dense model trained under YOPO's pruned graph. One alignment with names is trained
 first; every arm starts from it (SAISA's shared projector is the aligned projection) and takes the
 same steps on the same questions. With `--from-nano` their language model is nano's, which can
-answer about visual tokens already. Then YOPO prunes `llava` without training, at several ratios; all are
-asked about held-out scenes, also about a grey picture instead; FLOPs and cache are counted from the
-plans, and times taken in turns. Whatever is done is kept in FOLDER and gone on with.
+answer about visual tokens already. Then YOPO prunes `llava` without training, at several ratios;
+all are asked about held-out scenes, also about a grey picture instead; FLOPs and cache are counted
+from the plans, and times taken in turns. Whatever is done is kept in FOLDER and gone on with.
 """
 
 from __future__ import annotations
