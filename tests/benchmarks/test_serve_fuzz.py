@@ -4,7 +4,15 @@ import random
 
 import pytest
 from fuzzing import KINDS, Case, make_case
-from serve_fuzz import LIMITS, SETTINGS, by_description, by_hand, judge, left_behind
+from serve_fuzz import (
+    LIMITS,
+    SETTINGS,
+    by_description,
+    by_hand,
+    judge,
+    left_behind,
+    own_faults,
+)
 from serving import our_server
 
 
@@ -35,11 +43,12 @@ def test_faults_are_noticed(case, outcome, fine):
 @pytest.mark.slow
 def test_a_short_run_finds_nothing(tmp_path):
     with our_server("pico", tmp_path / "log", LIMITS, **SETTINGS) as server:
-        counts, faults = by_hand(server, 150, 6, seed=11)
+        counts, faults = by_hand(server, range(150), 6, seed=11)
         theirs, more = by_description(server, 60)
         assert faults + more == []
         assert sum(counts.values()) == 150
         assert sum(theirs.values()) >= 30
         assert not any(left_behind(server).values())
+        assert not any(own_faults(server).values())
         assert server.end() == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
