@@ -47,6 +47,8 @@ def test_every_view_function(name, size):
     assert np.unique(np.asarray(drawn).reshape(-1, 3), axis=0).shape[0] > 3
     page = views_page(image, views, "a <title>")
     assert page.count("<rect ") == len(views)
+    for view in views:
+        assert page.count(f">{view.order} ({view.tokens})</text>") == 1
     assert "a &lt;title&gt;" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
 
