@@ -68,12 +68,17 @@ def arm_recipe(arm: str, options: argparse.Namespace) -> Recipe:
         joint.pop(field, None)
     projectors = "mechanisms" if arm == "saisa" else "connector"
     joint["groups"] = {
-        projectors: {"train": "full", "lr": options.projector_rate},
+        projectors: {"train": "full", "lr": _projector_rate(arm, options)},
         "language": joint["groups"]["language"],
     }
     values["train"] = {"stages": [{**joint, "steps": options.steps, "save_every": 100}]}
     values["name"] = f"{values['name']}-{arm}"
     return parse_recipe(values, f"arm {arm}")
+
+
+def _projector_rate(arm: str, options: argparse.Namespace) -> float:
+    """SAISA's projectors of deep layers have a longer way to go from the aligned one."""
+    return float(options.saisa_rate if arm == "saisa" else options.projector_rate)
 
 
 def run(recipe: Recipe, stages: list[Any], folder: Path, options: argparse.Namespace, **more: Any
@@ -180,6 +185,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--align-on", nargs="+", default=["dense", "train"], help="splits")
     parser.add_argument("--from-nano", action="store_true", help="start from nano's language model")
     parser.add_argument("--projector-rate", type=float, default=1e-4)
+    parser.add_argument("--saisa-rate", type=float, default=1e-3, help="of SAISA's projectors")
     parser.add_argument("--grid", type=int, nargs=2, default=[12, 12], metavar=("ROWS", "COLS"),
                         help="of the fused features; 24 24 is the towers' own")  # fmt: skip
     parser.add_argument("--keep", type=float, nargs="*", default=[0.857, 0.667, 0.5],
@@ -220,8 +226,8 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
         }
         for name in checkpoints
     }
-    asked = ("steps", "from_nano", "align_steps", "projector_rate", "grid", "keep", "samples",
-             "scenes", "recipes", "threads")  # fmt: skip
+    asked = ("steps", "from_nano", "align_steps", "projector_rate", "saisa_rate", "grid",
+             "keep", "samples", "scenes", "recipes", "threads")  # fmt: skip
     result = {
         "what": "share of questions answered exactly, beside what the decoder computes; ratios are "
         "to llava, which is dense; yopo-R keeps R of the layers and heads, without training",
