@@ -10,9 +10,14 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 torch.set_num_threads(1)
+
+# how long an example takes depends on what else a machine does
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
 
 
 def make_picture(height: int, width: int, seed: int = 0) -> Image.Image:
