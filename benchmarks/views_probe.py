@@ -22,7 +22,8 @@ import torch
 from paired import machine, write
 from torch import Tensor, nn
 
-from vistoken.core.tables import VIEW, ViewKind, to_original
+from vistoken.core.chain import grid_token_map
+from vistoken.core.tables import VIEW, ViewKind, rectangles
 from vistoken.data.scenes.large import ANSWERS
 from vistoken.eval.scoring import bootstrap_mean
 from vistoken.models.build import build
@@ -34,25 +35,6 @@ from vistoken.train.cache import FeatureCache, fast_compute
 ROOT = Path(__file__).parent.parent
 WEIGHT_DECAY = 1e-2
 """Times the mean squared weight, added to the mean cross-entropy of standardised features."""
-
-
-def cell_boxes(view: Tensor, rows: int, cols: int) -> Tensor:
-    """Rectangles of a view's cells in pixels of the original.
-
-    Args:
-        view (Tensor): (K,) int64, a row of a view table.
-        rows: Cells from top to bottom.
-        cols: Cells from left to right.
-
-    Returns:
-        (rows * cols, 4) float64: top, left, bottom, right.
-    """
-    high, wide = int(VIEW.get(view, "height")), int(VIEW.get(view, "width"))
-    tops = torch.arange(rows, dtype=torch.float64) * high / rows
-    lefts = torch.arange(cols, dtype=torch.float64) * wide / cols
-    top, left = (grid.flatten() for grid in torch.meshgrid(tops, lefts, indexing="ij"))
-    boxes = torch.stack([top, left, top + high / rows, left + wide / cols], dim=-1)
-    return to_original(view.expand(len(boxes), -1), boxes)
 
 
 def covered(boxes: Tensor, thing: Tensor) -> Tensor:
@@ -81,7 +63,9 @@ def thing_vector(features: list[Tensor], views: Tensor, thing: Tensor) -> Tensor
     for number in chosen.tolist():
         rows, cols, _ = features[number].shape
         cells.append(features[number].flatten(0, 1).float())
-        shares.append(covered(cell_boxes(views[number], rows, cols), thing).float())
+        shares.append(
+            covered(rectangles(grid_token_map(views[number], (rows, cols))), thing).float()
+        )
     share = torch.cat(shares)
     return share @ torch.cat(cells) / share.sum()
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from views_probe import cell_boxes, covered, fit, thing_vector
+from views_probe import covered, fit, thing_vector
 
+from vistoken.core.chain import grid_token_map
+from vistoken.core.tables import rectangles
 from vistoken.models.recipe import load_recipe, parse_recipe
 
 SIDE = 96
@@ -18,9 +20,9 @@ def views_of(part):
 @pytest.mark.parametrize(
     "part", ["pad", {"part": "anyres", "options": {"grids": [[3, 3]]}}], ids=["pad", "anyres"]
 )
-def test_cells_tile_the_picture_and_carry_their_place(part):
+def test_a_thing_is_looked_for_where_it_is(part):
     table = views_of(part)
-    boxes = [cell_boxes(view, 4, 4) for view in table]
+    boxes = [rectangles(grid_token_map(view, (4, 4))) for view in table]
     whole = torch.tensor([0.0, 0.0, SIDE, SIDE], dtype=torch.float64)
     assert torch.allclose(covered(boxes[0], whole), torch.ones(16, dtype=torch.float64))
     features = [box.view(4, 4, 4).float() for box in boxes]  # a cell's feature is its rectangle

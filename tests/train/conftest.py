@@ -1,6 +1,7 @@
 """A few drawn pictures with questions and annotations, and the tiny model."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,16 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def usual_handlers():
+    """A test run in the background may have handed down ignored signals."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +65,20 @@ def data(tmp_path_factory) -> Path:
     write_lines(root / "train.jsonl", rows)
     write_lines(root / "train.scenes.jsonl", scenes)
     return root
+
+
+def faulty_rows(root):
+    """Seven rows and their pictures: picture 3 is broken, rows 5 and 6 are too long for 150."""
+    rows = []
+    for number in range(7):
+        colour = (40 * number % 256, 30, 200 - 20 * number)
+        Image.new("RGB", (64, 64), colour).save(root / f"{number}.png")
+        rows.append(row(str(number), f"{number}.png", "What is it?", "cup"))
+    (root / "3.png").write_bytes((root / "3.png").read_bytes()[:60])
+    rows[5]["messages"] += row("", "x", "And now?", "cup " * 100)["messages"]
+    rows[5]["messages"][2]["content"] = [{"type": "text", "text": "And now?"}]
+    rows[6]["messages"][1]["content"][0]["text"] = "cup " * 100
+    return rows
 
 
 def row(name, path, question, answer, kind="name"):

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from vistoken.core.errors import DataError
@@ -15,7 +14,7 @@ from vistoken.train.left_out import LeftOutLog
 from vistoken.train.run import train
 from vistoken.train.trainer import VistokenTrainer
 
-from .conftest import row, write_lines
+from .conftest import faulty_rows, row, write_lines
 
 STAGE = {
     "name": "joint",
@@ -37,16 +36,7 @@ def lines(path):
 def faulty(tmp_path_factory):
     """Eight rows: one breaks the schema, one picture is broken, two are too long."""
     root = tmp_path_factory.mktemp("faulty")
-    rows = []
-    for number in range(8):
-        colour = (40 * number % 256, 30, 200 - 20 * number)
-        Image.new("RGB", (64, 64), colour).save(root / f"{number}.png")
-        rows.append(row(str(number), f"{number}.png", "What is it?", "cup"))
-    (root / "3.png").write_bytes((root / "3.png").read_bytes()[:60])
-    rows[5]["messages"] += row("", "x", "And now?", "cup " * 100)["messages"]
-    rows[5]["messages"][2]["content"] = [{"type": "text", "text": "And now?"}]
-    rows[6]["messages"][1]["content"][0]["text"] = "cup " * 100
-    rows[7]["messages"] = []
+    rows = [*faulty_rows(root), row("7", "7.png", "What is it?", "cup") | {"messages": []}]
     write_lines(root / "rows.jsonl", rows)
     return root / "rows.jsonl"
 

@@ -38,14 +38,7 @@ def same(config, whole):
     return all(torch.equal(trained[name], tensor) for name, tensor in whole.items())
 
 
-@pytest.fixture(autouse=True)
-def _usual_handlers():
-    """A test run in the background may have handed down ignored signals."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("usual_handlers")
 
 
 @pytest.fixture

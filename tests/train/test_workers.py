@@ -9,7 +9,6 @@ import signal
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from vistoken.core.errors import DataError, Interrupted, MachineError
@@ -21,7 +20,7 @@ from vistoken.train.run import train
 from vistoken.train.trainer import VistokenTrainer
 from vistoken.train.workers import Sealed, check_workers
 
-from .conftest import row, write_lines
+from .conftest import faulty_rows, write_lines
 
 STAGE = {
     "name": "joint",
@@ -43,16 +42,7 @@ TIMES = re.compile(r"time|_per_s$|seconds$|_s$|data_share|memory|runtime|per_sec
 def faulty(tmp_path_factory):
     """Seven rows: one picture is broken, two conversations are too long."""
     root = tmp_path_factory.mktemp("faulty")
-    rows = []
-    for number in range(7):
-        colour = (40 * number % 256, 30, 200 - 20 * number)
-        Image.new("RGB", (64, 64), colour).save(root / f"{number}.png")
-        rows.append(row(str(number), f"{number}.png", "What is it?", "cup"))
-    (root / "3.png").write_bytes((root / "3.png").read_bytes()[:60])
-    rows[5]["messages"] += row("", "x", "And now?", "cup " * 100)["messages"]
-    rows[5]["messages"][2]["content"] = [{"type": "text", "text": "And now?"}]
-    rows[6]["messages"][1]["content"][0]["text"] = "cup " * 100
-    write_lines(root / "rows.jsonl", rows)
+    write_lines(root / "rows.jsonl", faulty_rows(root))
     return root / "rows.jsonl"
 
 
@@ -123,17 +113,7 @@ def test_workers_read_the_feature_cache(faulty, tmp_path):
     assert_same(configs[1], configs[0])
 
 
-@pytest.fixture
-def _usual_handlers():
-    """A test run in the background may have handed down ignored signals."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("_usual_handlers")
+@pytest.mark.usefixtures("usual_handlers")
 def test_a_signal_to_all_processes_is_answered_after_the_step(faulty, tmp_path, monkeypatch, alone):
     """As a scheduler sends it. The checkpoint is that of the step, not of what was made ahead."""
     config = configuration(faulty, tmp_path / "run", 2)
