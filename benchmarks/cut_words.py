@@ -13,9 +13,7 @@ four minutes of one idle core.
 
 from __future__ import annotations
 
-import argparse
 import random
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from cut_words_pictures import GRID, HALVES, PATCH, PICTURE, TILE, TOWER, Pictures, picture
 from paired import machine, write
+from tiny import interval, learn, seed_options, tiny_vit
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaModel, ViTConfig, ViTModel
+from transformers import LlamaConfig, LlamaModel
 
 from vistoken.core.tables import TOKEN, VIEW, TokenKind
 from vistoken.models.decoder import (
@@ -100,16 +99,7 @@ class Tower(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        config = ViTConfig(
-            image_size=TILE,
-            patch_size=PATCH,
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            initializer_range=WIDTH**-0.5,
-        )
-        self.vit = ViTModel(config, add_pooling_layer=False)
+        self.vit = tiny_vit(TILE, PATCH, WIDTH)
         self.head = nn.Linear(WIDTH, 2 * HALVES)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -163,21 +153,6 @@ class Reader(nn.Module):
         ).last_hidden_state
         logits: Tensor = self.head(hidden[:, -1])
         return logits.unflatten(1, (2, HALVES))
-
-
-def learn(model: nn.Module, steps: int, rate: float, loss_of: Any) -> None:
-    """Train with one cycle of the rate."""
-    optimiser = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
-    model.train()
-    for _ in range(steps):
-        loss = loss_of()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-    model.eval()
 
 
 def make_tower(pictures: Pictures, sizes: Sizes) -> tuple[Tower, float]:
@@ -267,23 +242,9 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: interval(values) for name, values in found.items()}
 
 
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean and Student's 95 % interval."""
-    student = {1: float("inf"), 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
-    mean, count = statistics.mean(values), len(values)
-    spread = statistics.stdev(values) if count > 1 else float("nan")
-    half = student[count] * spread / count**0.5 if count > 1 else float("nan")
-    return {"mean": round(mean, 2), "low": round(mean - half, 2), "high": round(mean + half, 2)}
-
-
 def main() -> None:
     """Run the seeds, print and write the result after each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3, choices=range(1, 9))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = seed_options(__doc__, RESULT)
     started = time.process_time()
     torch.manual_seed(0)
     tower, right = make_tower(Pictures(random.Random(0), np.random.default_rng(0)), Sizes())
