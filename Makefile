@@ -52,7 +52,7 @@ test: setup
 $(VLLM_VENV)/.installed: pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "set-up: no Python 3.11, 3.12 or 3.13 found; install one or run make PYTHON=/path/to/python."; exit 1; }
 	@$(PYTHON) -m venv $(VLLM_VENV)
-	@$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check "$(VLLM)" -e . pytest pytest-timeout \
+	@$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check "$(VLLM)" -e . hypothesis pytest pytest-timeout \
 		|| { echo "set-up: pip could not install $(VLLM); it needs an index with vLLM's wheel and one with PyTorch's CPU build (see docs/guides/serve-vllm.md)."; exit 1; }
 	@$(VLLM_VENV)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
