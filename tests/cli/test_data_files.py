@@ -152,3 +152,16 @@ def test_a_wrong_image_root_is_one_sentence(vistoken, tmp_path, picture):
     (folder / "train" / "1.png").write_bytes((folder / "train" / "0.png").read_bytes())
     outcome = vistoken("data", "check", path, "--image-root", folder, "--show", 3)
     assert outcome.out.startswith("image-missing: ")
+
+
+def test_prose_is_written_once(vistoken, tmp_path):
+    path = tmp_path / "text.jsonl"
+    planned = vistoken("data", "prose", path, "--dry-run", "--json")
+    assert planned.code == 0
+    assert planned.data["written"] is False
+    assert not path.exists()
+    outcome = vistoken("data", "prose", path)
+    assert outcome.code == 0
+    assert f"{planned.data['rows']} rows from the language reference of Python" in outcome.out
+    assert len(path.read_text().splitlines()) == planned.data["rows"]
+    assert vistoken("data", "prose", path).code == 3

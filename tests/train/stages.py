@@ -24,7 +24,7 @@ JOINT = {
 }
 
 
-def configuration(data, output, stages=(ALIGN, JOINT), **fields):
+def configuration(data, output, /, stages=(ALIGN, JOINT), **fields):
     return parse_config(
         {
             "recipe": "pico",

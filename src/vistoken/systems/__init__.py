@@ -169,6 +169,12 @@ PARTS: tuple[PartEntry, ...] = (
     ),
     PartEntry(
         "objective",
+        "keep-language",
+        "vistoken.train.objectives.keep_language:KeepLanguage",
+        "next-token, while rows without a picture hold the language model where it was",
+    ),
+    PartEntry(
+        "objective",
         "name-alignment",
         "vistoken.train.objectives.name_alignment:NameAlignment",
         "patch tokens near the names of what they show; no pass of the language model",

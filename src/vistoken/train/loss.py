@@ -6,6 +6,9 @@ computes them again. So the memory is that of one slice, whatever the vocabulary
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,3 +56,39 @@ def summed_cross_entropy(
         total = total + part
         predicted.append(best)
     return total, torch.cat(predicted)
+
+
+def summed_divergence(
+    head: nn.Module,
+    hidden: Tensor,
+    before: Tensor,
+    head_before: Callable[[], AbstractContextManager[None]],
+    rows: int,
+) -> Tensor:
+    """Divergence from earlier predictions at every position, KL(before || now), added up.
+
+    Args:
+        head: Maps (m, D) to logits (m, vocabulary).
+        hidden (Tensor): (M, D), states of now.
+        before (Tensor): (M, D), states of before; no gradient flows into them.
+        head_before: Makes the head what it was before, while entered.
+        rows: Positions at a time; there are two slices of logits.
+
+    Returns:
+        The sum, 0-d, float32, at least 0 but for rounding.
+    """
+
+    def slice_divergence(now: Tensor, then: Tensor) -> Tensor:
+        with torch.no_grad(), head_before():
+            wanted = F.log_softmax(head(then).float(), dim=-1)
+        found = F.log_softmax(head(now).float(), dim=-1)
+        return F.kl_div(found, wanted, reduction="sum", log_target=True)
+
+    if len(hidden) <= rows:
+        return slice_divergence(hidden, before)
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for now, then in zip(hidden.split(rows), before.split(rows), strict=True):
+        total = total + checkpoint(
+            slice_divergence, now, then, use_reentrant=False, preserve_rng_state=False
+        )
+    return total

@@ -23,8 +23,9 @@ class StageConfig(Strict):
 
     Args:
         name: Unique in the run; names the stage's folder.
-        objective: ``next-token``, ``name-alignment`` (stage 0, no language-model pass), or another
-            registered part of kind ``objective``.
+        objective: ``next-token``, ``keep-language`` (rows without a picture change nothing),
+            ``name-alignment`` (stage 0, no language-model pass), or another registered part of
+            kind ``objective``.
         needs: Stage whose weights this one starts from; it must be done before.
         template: Chat template of this stage; the recipe's own when None.
         views: View function of this stage, a name or ``{part: ..., options: {...}}``; the recipe's
