@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +23,9 @@ from vistoken.systems.llava.views import AnyRes, Pad, Square
 
 VIEWS = [(Pad, PadConfig()), (Square, SquareConfig()), (AnyRes, AnyResConfig())]
 SIDES = st.integers(1, 700)
+# Recorded with Pillow 13. Before it, resizing rounds some pixels otherwise, most of all where the
+# second picture is enlarged eightfold.
+LEVELS = 0 if int(PIL.__version__.partition(".")[0]) >= 13 else 5
 
 
 def gradient(height, width):
@@ -41,7 +45,12 @@ def test_pixels_equal_the_released_code(golden, kit, name, number):
     views = part(make_config(part.config_class, {}, name), [kit.tower((14, 14))])
     expected = tensors[f"image{number}.{name}"]
     produced = torch.stack(views.pixels(image))
-    assert torch.equal(produced, expected if expected.dim() == 4 else expected[None])
+    expected = expected if expected.dim() == 4 else expected[None]
+    if LEVELS == 0:
+        assert torch.equal(produced, expected)
+    grey = (produced - expected).abs() * torch.tensor(kit.std)[:, None, None] * 255
+    assert grey.max() < LEVELS + 0.01
+    assert grey.mean() < 0.1
 
 
 def test_anyres_sizes_equal_the_released_code(golden, kit):
