@@ -30,21 +30,22 @@ def normalise(image: Any, tower: TowerInput) -> Tensor:
         (3, height, width) float32.
     """
     levels = np.asarray(image)
-    table = _table(tower.mean, tower.std)
     height, width, channels = levels.shape
     normalised = np.empty((channels, height, width), np.float32)
+    look_up(levels, tower, normalised)
+    return torch.from_numpy(normalised)
+
+
+def look_up(levels: NDArray[np.uint8], tower: TowerInput, out: NDArray[np.float32]) -> None:
+    """Write what :func:`normalise` gives for levels (height, width, 3) to (3, height, width)."""
+    table = _table(tower.mean, tower.std)
+    height, width, channels = levels.shape
     step = max(_BLOCK // max(width, 1), 1)
     for top in range(0, height, step):
         rows = slice(top, top + step)
         for channel in range(channels):
             # levels lie inside the table; "clip" spares the check that they do
-            np.take(
-                table[channel],
-                levels[rows, :, channel],
-                out=normalised[channel, rows],
-                mode="clip",
-            )
-    return torch.from_numpy(normalised)
+            np.take(table[channel], levels[rows, :, channel], out=out[channel, rows], mode="clip")
 
 
 @lru_cache(maxsize=32)

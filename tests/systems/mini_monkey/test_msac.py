@@ -28,7 +28,7 @@ from vistoken.systems.mini_monkey.grids import (
     candidates,
     plan_tiles,
 )
-from vistoken.systems.mini_monkey.views import Msac, tiles_of
+from vistoken.systems.mini_monkey.views import Msac
 
 SIDE = (448, 448)
 BUDGETS = [(4, 12, 3, 7), (1, 8, 1, 4), (14, 23, 5, 15), (5, 12, 2, 6)]
@@ -108,19 +108,21 @@ def test_no_grid_left_is_one_tile_and_said():
     rule=st.sampled_from(["any", "all", "none"]),
     order=st.sampled_from(["detailed", "adaptive"]),
 )
-def test_spans_add_up_and_orders_differ_by_a_permutation(height, width, budget, rule, order):
-    config = config_of(budget, adaptive=rule, order=order)
-    plan = plan_tiles(height, width, SIDE, config)
-    tiles = tiles_of(plan, config)
-    groups = [tile.group for tile in tiles]
+def test_spans_add_up_and_orders_differ_by_a_permutation(kit, height, width, budget, rule, order):
+    def tiles_in(order):
+        config = config_of(budget, adaptive=rule, order=order)
+        table = Msac(config, [kit.tower(SIDE)]).view_table(height, width)
+        columns = [VIEW.get(table, name).tolist() for name in ("group", "rows", "row", "col")]
+        return list(zip(*columns, strict=True))
+
+    plan = plan_tiles(height, width, SIDE, config_of(budget, adaptive=rule))
+    tiles = tiles_in(order)
+    groups = [tile[0] for tile in tiles]
     assert {group: groups.count(group) for group in (DETAILED, ADAPTIVE, WHOLE)} == plan.spans
     assert sum(plan.spans.values()) == len(tiles)
     wanted = [DETAILED, ADAPTIVE, WHOLE] if order == "detailed" else [ADAPTIVE, DETAILED, WHOLE]
     assert [key for key, _ in itertools.groupby(groups)] == [g for g in wanted if plan.spans[g]]
-    other = tiles_of(
-        plan,
-        config_of(budget, adaptive=rule, order=("adaptive" if order == "detailed" else "detailed")),
-    )
+    other = tiles_in("adaptive" if order == "detailed" else "detailed")
     there = [other.index(tile) for tile in tiles]
     assert [other[place] for place in there] == tiles  # exact, and no tile twice
     assert sorted(there) == list(range(len(tiles)))

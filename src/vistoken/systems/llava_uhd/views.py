@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vistoken.core.parts import Grid, TowerInput, ViewFunction
-from vistoken.core.tables import VIEW, ViewKind
-from vistoken.models.pixels import normalise
+from vistoken.core.tables import ViewKind
+from vistoken.models.tiling import normalise_tiles, number_views, tile_rows
 from vistoken.systems.llava_uhd.config import UhdSlicesConfig
 from vistoken.systems.llava_uhd.slicing import (
     Size,
@@ -53,53 +53,31 @@ class UhdSlices(ViewFunction):
 
     def view_table(self, height: int, width: int) -> Tensor:
         """Row 0 is the overview, the others are slices; ``group`` 1 is their tiling."""
-        plan = self.plan(height, width)
-        rows: list[Tensor] = []
-        for kind, place, grid, size in _views(plan):
-            for number, tower in enumerate(self.towers):
-                view = self._scaled(size, tower)
-                scale = (height / (grid[0] * view[0]), width / (grid[1] * view[1]))
-                rows.append(
-                    VIEW.make(
-                        1,
-                        index=len(rows),
-                        source=len(rows),
-                        tower=number,
-                        kind=kind,
-                        group=int(kind == ViewKind.SLICE),
-                        row=place[0],
-                        col=place[1],
-                        rows=grid[0],
-                        cols=grid[1],
-                        height=view[0],
-                        width=view[1],
-                        scale_y=scale[0],
-                        shift_y=place[0] * view[0] * scale[0],
-                        scale_x=scale[1],
-                        shift_x=place[1] * view[1] * scale[1],
-                        bottom=view[0],
-                        right=view[1],
-                        orig_height=height,
-                        orig_width=width,
-                    )
-                )
-        return torch.cat(rows)
+        tilings = _tilings(self.plan(height, width))
+
+        def rows(tiling: Tiling, tower: TowerInput) -> Tensor:
+            size = self._scaled(tiling.size, tower)
+            group = int(tiling.kind == ViewKind.SLICE)
+            return tile_rows(tiling.grid, size, (height, width), kind=tiling.kind, group=group)
+
+        return number_views(
+            [torch.cat([rows(tiling, tower) for tiling in tilings]) for tower in self.towers]
+        )
 
     def pixels(self, image: Any) -> list[Tensor]:
         """The overview, then every slice, cut from one resized picture."""
-        plan = self.plan(image.height, image.width)
+        tilings = _tilings(self.plan(image.height, image.width))
         image = _resize(image, self._start_size(image.height, image.width))
-        canvases: dict[tuple[Grid, int], Image.Image] = {}
-        views: list[Tensor] = []
-        for _, (row, col), grid, size in _views(plan):
-            for number, tower in enumerate(self.towers):
-                height, width = self._scaled(size, tower)
-                if (grid, number) not in canvases:
-                    whole = (grid[0] * height, grid[1] * width)
-                    canvases[grid, number] = _resize(image, whole)
-                box = (col * width, row * height, (col + 1) * width, (row + 1) * height)
-                views.append(normalise(canvases[grid, number].crop(box), tower))
-        return views
+
+        def views(tiling: Tiling, tower: TowerInput) -> list[Tensor]:
+            (rows, cols), (height, width) = tiling.grid, self._scaled(tiling.size, tower)
+            canvas = _resize(image, (rows * height, cols * width))
+            return list(normalise_tiles(canvas, tiling.grid, tower))
+
+        towers = [
+            [view for tiling in tilings for view in views(tiling, tower)] for tower in self.towers
+        ]
+        return [view for views in zip(*towers, strict=True) for view in views]
 
     def _start_size(self, height: int, width: int) -> Size:
         longest = self.config.longest_side
@@ -111,19 +89,20 @@ class UhdSlices(ViewFunction):
         return rows * tower.stride, cols * tower.stride
 
 
-def _views(plan: SlicePlan) -> list[tuple[ViewKind, Grid, Grid, Size]]:
-    """Kind, (row, col), grid and size of every view in order."""
-    views: list[tuple[ViewKind, Grid, Grid, Size]] = [
-        (ViewKind.GLOBAL, (0, 0), (1, 1), plan.overview)
-    ]
-    if plan.grid is not None:
-        rows, cols = plan.grid
-        views += [
-            (ViewKind.SLICE, (row, col), plan.grid, plan.slice_size)
-            for row in range(rows)
-            for col in range(cols)
-        ]
-    return views
+class Tiling(NamedTuple):
+    """Views of one kind: the whole picture as a grid of them, each of ``size`` pixels."""
+
+    kind: ViewKind
+    grid: Grid
+    size: Size
+
+
+def _tilings(plan: SlicePlan) -> list[Tiling]:
+    """The overview, then the slices if there are any."""
+    overview = Tiling(ViewKind.GLOBAL, (1, 1), plan.overview)
+    if plan.grid is None:
+        return [overview]
+    return [overview, Tiling(ViewKind.SLICE, plan.grid, plan.slice_size)]
 
 
 def _resize(image: Image.Image, size: Size) -> Image.Image:
