@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,21 @@ def test_sides_are_whole_patches_and_transposed_pictures_have_transposed_grids(
     if height != width:
         turned = plan_slices(width, height, side=336, patch=patch, max_slices=most).grid
         assert turned == plan.grid[::-1]
+
+
+def test_grids_of_four_thousand_sizes_turn_with_the_picture():
+    sizes = random.Random(7)
+    sliced = 0
+    for _ in range(4000):
+        height, width = sizes.randint(100, 3000), sizes.randint(100, 3000)
+        if height == width:
+            continue  # a tie, decided by rounding
+        grid, turned = plan_slices(height, width, **R).grid, plan_slices(width, height, **R).grid
+        assert (grid is None) == (turned is None)
+        if grid is not None and turned is not None:
+            assert turned == grid[::-1], (height, width)
+            sliced += 1
+    assert sliced > 3500
 
 
 def test_equal_scores_are_told_apart_by_rounding_as_released():
