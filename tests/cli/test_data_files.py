@@ -165,3 +165,20 @@ def test_prose_is_written_once(vistoken, tmp_path):
     assert f"{planned.data['rows']} rows from the language reference of Python" in outcome.out
     assert len(path.read_text().splitlines()) == planned.data["rows"]
     assert vistoken("data", "prose", path).code == 3
+
+
+def test_a_talk_is_planned_without_a_model(vistoken, tmp_path):
+    path = tmp_path / "talk.jsonl"
+    planned = vistoken("data", "talk", path, "--model", tmp_path, "--dry-run", "--json")
+    assert planned.code == 0
+    assert planned.data == {
+        "out": str(path),
+        "rows": 320,
+        "seed": 0,
+        "written": False,
+        "model": str(tmp_path),
+    }
+    refused = vistoken("data", "talk", path, "--model", tmp_path)
+    assert refused.code == 2
+    assert "no folder of a language model" in refused.err
+    assert not path.exists()

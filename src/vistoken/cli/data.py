@@ -20,6 +20,7 @@ from vistoken.cli.data_convert import convert
 from vistoken.cli.data_make import make
 from vistoken.cli.data_preview import preview
 from vistoken.cli.data_prose import prose
+from vistoken.cli.data_talk import talk
 from vistoken.cli.progress import Progress
 
 app = typer.Typer(no_args_is_help=True, help="Make, check, convert, preview and fetch data.")
@@ -28,6 +29,7 @@ app.command("check")(check)
 app.command("convert")(convert)
 app.command("preview")(preview)
 app.command("prose")(prose)
+app.command("talk")(talk)
 
 ASSETS = ("nano", "photograph")
 
