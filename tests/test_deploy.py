@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -119,6 +121,20 @@ def test_the_unit_outwaits_the_server():
     told = options_of(*shlex.split(exec_start)[1:])
     assert int(service["TimeoutStopSec"]) > told["shutdown_timeout"]
     assert service["RestartPreventExitStatus"].split() == ["2", "3", "4", "5"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+def test_systemd_understands_the_unit(tmp_path):
+    def verify(text):
+        path = tmp_path / "vistoken.service"
+        # the program is not where an operator puts it
+        path.write_text(text.replace("/opt/vistoken/bin/vistoken", "/bin/true"))
+        words = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(path)]
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+    done = verify(UNIT.read_text())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "KillSignall" in verify(UNIT.read_text().replace("KillSignal", "KillSignall")).stderr
 
 
 def test_a_wrong_option_would_be_noticed():

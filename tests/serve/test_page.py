@@ -70,6 +70,40 @@ def test_drawings_of_every_kind(talking, file):
     assert "Visual tokens of pico" in talking.tokens("pico", talk)
 
 
+class Watched:
+    """An engine that knows what was asked of it."""
+
+    def __init__(self, engine):
+        self._engine, self.called = engine, set()
+
+    def __getattr__(self, name):
+        self.called.add(name)
+        return getattr(self._engine, name)
+
+
+def test_the_chosen_model_answers_and_is_drawn(engine, file):
+    first, second = Watched(engine), Watched(engine)
+    talking = Talking({"first": first, "second": second}, 1_000_000)
+    talk = list(talking.ask("second", talking.open(file), "What is it?", 2))[-1].talk
+    assert "Visual tokens of" in talking.tokens("second", talk)
+    assert {"submit", "run"} <= second.called
+    assert first.called == set()
+
+
+def test_the_page_offers_every_model(engine):
+    engines = {"first": engine, "second": engine}
+    app = create_app(engines, extend=page_for(engines))
+
+    async def config():
+        async with request(app) as client:
+            return (await client.get("/config")).json()
+
+    components = [one["props"] for one in asyncio.run(config())["components"]]
+    (model,) = [props for props in components if props.get("elem_id") == "model"]
+    assert [value for _, value in model["choices"]] == ["first", "second"]
+    assert model["value"] == "first"
+
+
 def test_talks_without_a_picture(talking):
     assert talking.open(None).picture is None
     told = list(talking.ask("pico", Talk(), "Who are you?", 3))[-1]
