@@ -106,6 +106,13 @@ class Server:
         """File descriptors of the process (Linux)."""
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
+    def files_beyond(self, before: int, seconds: float = 30) -> int:
+        """How many more files are open than before, once closed connections had time to go."""
+        end = time.monotonic() + seconds
+        while (more := self.open_files() - before) > 0 and time.monotonic() < end:
+            time.sleep(0.2)
+        return more
+
     def end(self) -> int:
         """Stop it as an operator does; its exit code."""
         self.process.terminate()

@@ -5,10 +5,12 @@ import random
 import pytest
 from fuzzing import KINDS, Case, make_case
 from serve_fuzz import (
+    ALLOWED,
     LIMITS,
     SETTINGS,
     by_description,
     by_hand,
+    growth,
     judge,
     left_behind,
     own_faults,
@@ -38,6 +40,12 @@ def test_cases_are_the_same_for_the_same_seed_and_of_every_kind():
 )
 def test_faults_are_noticed(case, outcome, fine):
     assert (judge(case, outcome) is None) == fine
+
+
+def test_growth_is_counted_from_the_first_part_on():
+    assert growth([400, 500, 505, 510, 515, 520]) == pytest.approx(0.04)
+    assert growth([400, 500, 505, 510, 515, 530]) > ALLOWED
+    assert growth([500, 500, 500, 500, 500, 490]) < 0
 
 
 @pytest.mark.slow
