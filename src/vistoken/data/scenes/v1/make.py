@@ -68,7 +68,11 @@ def full_size(source: str) -> dict[str, int]:
     Returns:
         Number by split.
     """
-    return {name: plan.scenes for name, plan in PARTS.items() if plan.offline or source != "shapes"}
+    return {
+        name: plan.scenes
+        for name, plan in PARTS.items()
+        if plan.scenes and (plan.offline or source != "shapes")
+    }
 
 
 def _check(scenes: dict[str, int], size_px: int) -> None:

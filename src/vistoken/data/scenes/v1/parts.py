@@ -11,7 +11,7 @@ from vistoken.data.scenes.v1.easy_vqa import EasyVqaPart
 from vistoken.data.scenes.v1.photographs import PhotographPart, written_questions
 from vistoken.data.scenes.v1.reading import ReadingPart
 from vistoken.data.scenes.v1.samples import Part
-from vistoken.data.scenes.v1.scenes import ScenePart, TurnsPart
+from vistoken.data.scenes.v1.scenes import PlacesPart, ScenePart, TurnsPart
 from vistoken.data.scenes.v1.splits import SPLITS
 from vistoken.data.scenes.v1.workshop import Workshop
 
@@ -52,6 +52,13 @@ def _scene_plans() -> dict[str, PartPlan]:
 
 
 PARTS: dict[str, PartPlan] = _scene_plans() | {
+    # not in the set unless asked for: nano's last stage has some
+    "places": PartPlan(
+        "more questions about places and numbers in pictures of train",
+        0,
+        partial(PlacesPart, about="train"),
+        has_objects=True,
+    ),
     "turns": PartPlan(
         "conversations of two to five turns about pictures of train",
         4_000,

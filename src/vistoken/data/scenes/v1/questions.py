@@ -56,6 +56,7 @@ _COUNT_OF_SHARE = 0.6
 _COLOUR_SHARE = 0.25
 _ABSENT_SHARE = 0.25
 _CAPTION_SHARE = 0.35
+_MOST_PLACES = 12
 
 
 def ask(scene: Scene, vocabulary: Vocabulary, asker: Asker) -> list[Question]:
@@ -107,6 +108,39 @@ def ask_tiny(scene: Scene, vocabulary: Vocabulary, asker: Asker) -> list[Questio
         replace(question, kind="small", facts={**question.facts, "asked": question.kind})
         for question in questions
     ]
+
+
+def ask_places(scene: Scene, vocabulary: Vocabulary, asker: Asker) -> list[Question]:
+    """Ask where things are, which of two lies where, and how many there are; no text twice.
+
+    Args:
+        scene: What is asked about.
+        vocabulary: Names that may be asked for.
+        asker: Puts the questions; its random numbers choose what is asked.
+
+    Returns:
+        At most twelve questions in random order.
+    """
+    asked = [
+        question
+        for _ in range(3)
+        for question in _absent_and_where(scene, vocabulary, asker)
+        if question.kind == "where"
+    ]
+    if len(scene.objects) == 1:
+        asked += _name_only_object(scene, asker)
+    else:
+        for group in (ask_which_of_two, ask_which_of_two, ask_relation_check, ask_relation_check):
+            asked += group(scene, asker)
+        for group in (ask_nearest, ask_between, ask_size, _name_extremes):
+            asked += group(scene, asker)
+    asked += ask_count(scene, asker) + _count_of(scene, vocabulary, asker)
+    first = {question.text: number for number, question in reversed(list(enumerate(asked)))}
+    questions = [
+        question for number, question in enumerate(asked) if first[question.text] == number
+    ]
+    asker.rng.shuffle(questions)
+    return questions[:_MOST_PLACES]
 
 
 def ask_count(scene: Scene, asker: Asker) -> list[Question]:

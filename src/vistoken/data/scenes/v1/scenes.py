@@ -13,7 +13,7 @@ from vistoken.data.scenes.v1.asker import Asker, Question
 from vistoken.data.scenes.v1.compose import compose
 from vistoken.data.scenes.v1.geometry import part_of_picture, single_things
 from vistoken.data.scenes.v1.negatives import Vocabulary
-from vistoken.data.scenes.v1.questions import ask, ask_count, ask_tiny
+from vistoken.data.scenes.v1.questions import ask, ask_count, ask_places, ask_tiny
 from vistoken.data.scenes.v1.samples import Sample, messages_of, rows_about
 from vistoken.data.scenes.v1.splits import SPLITS, names_of
 from vistoken.data.scenes.v1.workshop import Workshop
@@ -96,6 +96,33 @@ class ScenePart:
         scene, picture = self.compose(index)
         image = f"images/{scene.scene_id}.jpg"
         rows = rows_of(scene, image, self.drawings, self._workshop.seed)
+        return Sample(image, picture, scene.annotation(image), rows)
+
+
+class PlacesPart:
+    """More questions about places and numbers in another split's scenes, whose pictures it shares.
+
+    Args:
+        workshop: Sources and settings.
+        about: The split whose scenes are asked about.
+    """
+
+    def __init__(self, workshop: Workshop, about: str) -> None:
+        self._seed = workshop.seed
+        self._scenes = ScenePart(workshop, about)
+
+    def sample(self, index: int) -> Sample:
+        """Make the sample with a number."""
+        scene, picture = self._scenes.compose(index)
+        image = f"images/{scene.scene_id}.jpg"
+        plan = SPLITS[scene.split]
+        asker = Asker(
+            scene_rng("v1/places", self._seed, scene.split, scene.index), plan.unseen_phrasings
+        )
+        drawings = self._scenes.drawings
+        vocabulary = Vocabulary(names_of(plan, drawings.names), drawings.confusable)
+        questions = ask_places(scene, vocabulary, asker)
+        rows = rows_about(f"{scene.scene_id}-p", image, questions, things=len(scene.objects))
         return Sample(image, picture, scene.annotation(image), rows)
 
 
