@@ -40,9 +40,9 @@ def main() -> None:
         say("installing torch (the largest download)")
         run([*pip, "-c", str(constraints), "torch"])
     say(f"installing vistoken with extras {arguments.extras}")
-    # gradio (extra `serve`) and trackio (`dev`, `track`) hold Pillow below 13; so does
-    # constraints.txt. The pixels of released code were recorded with Pillow 13: .ci/run puts it into
-    # its second environment, where the tests compare exactly.
+    # gradio (extra `serve`) and trackio (`dev`, `track`) hold Pillow below 13, and so does
+    # constraints.txt. The pixels of released code were recorded with Pillow 13, which .ci/run
+    # puts into its second environment: there the tests compare exactly.
     run([*pip, "-c", str(constraints), "-e", f"{ROOT}[{arguments.extras}]"])
     say(f"environment ready in {venv.relative_to(ROOT)}")
 
