@@ -29,6 +29,10 @@ from vistoken.models.scatter import (
     slot_features,
 )
 
+_FEWER_VIEWS = (
+    "have it cut into fewer or smaller views (vistoken inspect tokens names the options that do so)"
+)
+
 
 class VistokenPreTrainedModel(PreTrainedModel):
     """Loading, saving and capability flags shared by both model classes."""
@@ -327,7 +331,7 @@ class VistokenModel(VistokenPreTrainedModel):
         text_map = fitting_text_map(text_map, inputs_embeds, past_key_values)
         token_map = text_map
         if features is not None:
-            check_positions(features, self.positions)
+            check_positions(features, self.positions, self.plan.ways_out(_FEWER_VIEWS))
             mask = placeholder_mask(
                 input_ids, inputs_embeds, self.config.image_token_id, self.image_embedding()
             )

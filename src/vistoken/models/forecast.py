@@ -184,13 +184,11 @@ def _context(
     context = Context(cost.visual_tokens + cost.text_tokens, positions, "")
     if positions is None or context.fits:
         return context
-    ways = [spec.view_function().fewer_tokens]
-    ways += [stage.part.fewer_tokens for stage in model.model.plan.chain]
-    ways += ["take a language model of more positions"]
+    ways = model.model.plan.ways_out(spec.view_function().fewer_tokens)
     height, width = cost.image_size
     advice = (
         f"a picture of {height}x{width} pixels becomes {cost.visual_tokens:,} visual tokens in "
         f"{cost.views} views, which with {cost.text_tokens:,} of text leaves none of the language "
-        f"model's {positions:,} positions for an answer; " + ", or ".join(w for w in ways if w)
+        f"model's {positions:,} positions for an answer; " + ", or ".join(ways)
     )
     return Context(context.needed, positions, advice)

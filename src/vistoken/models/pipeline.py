@@ -229,6 +229,15 @@ class TokenPlan:
             (self.spec.layout.part, self.layout.flags),
         ]
 
+    def ways_out(self, views: str) -> list[str]:
+        """What helps a picture of too many tokens.
+
+        Args:
+            views: What gives fewer views; they belong to the processor, not to this plan.
+        """
+        ways = [views, *(stage.part.fewer_tokens for stage in self.chain)]
+        return [*filter(None, ways), "take a language model of more positions"]
+
     @property
     def projected_width(self) -> int:
         """Channels of the features that enter the projection."""

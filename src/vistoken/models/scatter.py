@@ -61,12 +61,13 @@ def scatter_rows(mask: Tensor, inputs_embeds: Tensor, features: ImageFeatures) -
     return inputs_embeds.masked_scatter(mask.unsqueeze(-1), rows)
 
 
-def check_positions(features: ImageFeatures, positions: int | None) -> None:
+def check_positions(features: ImageFeatures, positions: int | None, ways_out: list[str]) -> None:
     """Refuse a picture of more tokens than a language model has positions.
 
     Args:
         features: Visual tokens of the call's images.
         positions: Positions of the language model; None where its configuration names none.
+        ways_out: What gives fewer tokens, or more room, for the error message.
 
     Raises:
         UsageError: There is such a picture.
@@ -75,9 +76,7 @@ def check_positions(features: ImageFeatures, positions: int | None) -> None:
         if positions is not None and len(tokens) >= positions:
             raise UsageError(
                 f"image {number} becomes {len(tokens):,} visual tokens and the language model has "
-                f"{positions:,} positions; have it cut into fewer or smaller views (vistoken "
-                "inspect tokens names the options that do so), or take a language model of more "
-                "positions"
+                f"{positions:,} positions; for fewer tokens or more room, {', or '.join(ways_out)}"
             )
 
 
