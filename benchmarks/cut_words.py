@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from cut_words_pictures import GRID, HALVES, PATCH, PICTURE, TILE, TOWER, Pictures, picture
 from paired import machine, write
-from tiny import interval, learn, seed_options, tiny_vit
+from tiny import interval, learn, seed_parser, tiny_vit
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
@@ -244,7 +244,8 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the seeds, print and write the result after each."""
-    options = seed_options(__doc__, RESULT)
+    options = seed_parser(__doc__, RESULT).parse_args()
+    torch.set_num_threads(options.threads)
     started = time.process_time()
     torch.manual_seed(0)
     tower, right = make_tower(Pictures(random.Random(0), np.random.default_rng(0)), Sizes())

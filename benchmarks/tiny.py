@@ -53,7 +53,7 @@ def interval(values: list[float]) -> dict[str, float]:
     return {"mean": round(mean, 2), "low": round(mean - half, 2), "high": round(mean + half, 2)}
 
 
-def bootstrap(seeds: Sequence[Tensor], draws: int = 2000) -> dict[str, float]:
+def bootstrap(seeds: Sequence[Tensor], draws: int = 1000) -> dict[str, float]:
     """Mean in points and 95 % interval over seeds drawn anew, and pictures drawn anew in each.
 
     Args:
@@ -62,24 +62,21 @@ def bootstrap(seeds: Sequence[Tensor], draws: int = 2000) -> dict[str, float]:
     """
     chooser = np.random.default_rng(0)
     values = [seed.double().numpy() for seed in seeds]
-    drawn = [np.empty((draws, 0))] * 0
-    for pictures in values:
-        chosen = chooser.integers(0, len(pictures), (draws, len(values), len(pictures)))
-        drawn.append(pictures[chosen].mean(2))
-    means = np.stack(drawn, axis=2)  # draw, place among the drawn seeds, seed
-    picked = chooser.integers(0, len(values), (draws, len(values), 1))
-    found = np.take_along_axis(means, picked, axis=2).mean((1, 2))
-    low, high = np.percentile(found, [2.5, 97.5])
+    means = np.empty(draws)
+    for number in range(draws):
+        drawn = [values[seed] for seed in chooser.integers(0, len(values), len(values))]
+        means[number] = np.mean(
+            [chooser.choice(pictures, len(pictures)).mean() for pictures in drawn]
+        )
+    low, high = np.percentile(means, [2.5, 97.5]).tolist()
     mean = statistics.mean(float(pictures.mean()) for pictures in values)
     return {name: round(100 * v, 2) for name, v in (("mean", mean), ("low", low), ("high", high))}
 
 
-def seed_options(doc: str, result: Path) -> argparse.Namespace:
-    """The options of a script that runs seeds; sets the number of threads."""
+def seed_parser(doc: str, result: Path) -> argparse.ArgumentParser:
+    """The options of every script that runs seeds."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3, choices=range(1, 9))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=result)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    return options
+    return parser
