@@ -100,11 +100,8 @@ class ViewFunction(ABC):
         """Predict the views (V, K) of an original of this size in pixels."""
 
     @abstractmethod
-    def pixels(self, image: Any) -> Tensor | list[Tensor]:
-        """Normalised pixels of an RGB ``PIL.Image``: V tensors (3, height, width), float32.
-
-        Views of one size may come as one tensor (V, 3, height, width), which spares a copy.
-        """
+    def pixels(self, image: Any) -> list[Tensor]:
+        """Normalised pixels of an RGB ``PIL.Image``: V tensors (3, height, width), float32."""
 
 
 class ConnectorStage(nn.Module, ABC):

@@ -113,7 +113,7 @@ class VistokenImageProcessor(BaseImageProcessor):
                 f"the image processor takes no option {unknown[0]!r}; how pictures are prepared "
                 "is set by 'views' and 'towers' in the checkpoint's pipeline"
             )
-        pixels: list[Tensor | list[Tensor]] = []
+        pixels: list[Tensor] = []
         tables: list[Tensor] = []
         for number, image in enumerate(flatten(images)):
             picture = _readable(image, where=f"image {number}")
@@ -121,20 +121,17 @@ class VistokenImageProcessor(BaseImageProcessor):
             table = self._views.view_table(picture.height, picture.width)
             if len(views) != len(table):
                 raise ValueError(f"view part gave {len(views)} views, its table {len(table)} rows")
-            pixels.append(views)
+            pixels += views
             tables.append(table)
         if not tables:
             raise DataError("no picture was given to the image processor")
-        return BatchFeature({"pixel_values": _joined(pixels), "view_table": torch.cat(tables)})
-
-
-def _joined(pictures: list[Tensor | list[Tensor]]) -> Tensor | list[Tensor]:
-    """Views of all pictures, stacked where all are of one size."""
-    if len(pictures) == 1 and isinstance(pictures[0], Tensor):
-        return pictures[0]
-    views = [view for picture in pictures for view in picture]
-    same = all(view.shape == views[0].shape for view in views)
-    return torch.stack(views) if same else views
+        same = all(view.shape == pixels[0].shape for view in pixels)
+        return BatchFeature(
+            {
+                "pixel_values": torch.stack(pixels) if same else pixels,
+                "view_table": torch.cat(tables),
+            }
+        )
 
 
 def _readable(image: Any, where: str) -> Image.Image:

@@ -50,13 +50,11 @@ class Msac(ViewFunction):
             [torch.cat([rows(*group, tower) for group in groups]) for tower in self.towers]
         )
 
-    def pixels(self, image: Any) -> Tensor | list[Tensor]:
+    def pixels(self, image: Any) -> list[Tensor]:
         """Every tile, cut from the picture stretched to its grid."""
         groups = groups_of(self.plan(image.height, image.width), self.config)
         grids = [grid for _, grid in groups]
         towers = [_tiles(image, grids, tower) for tower in self.towers]
-        if len(towers) == 1:
-            return towers[0]
         return [view for views in zip(*towers, strict=True) for view in views]
 
 
