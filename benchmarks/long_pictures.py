@@ -9,10 +9,10 @@ to read the digits, in equal steps from equal pictures, from the ViT's features 
 - `square`: the picture squashed to the tower's square, its 36 patches;
 - `uhd-slices`: the overview and four to six slices, each averaged to 2 x 2 tokens: at most 28;
 - `large square`: the picture squashed to a square of about as many patches as the slices have,
-  averaged to 36 tokens. It tells the pictures' shape from their resolution.
+  averaged to 36 tokens: more resolution without the shape, from a ViT that learned smaller grids.
 
 Every token says which rectangle of the picture it shows. There is one ViT; every seed draws
-pictures and the reader's weights anew.
+pictures and the reader's weights anew. About three minutes of one core.
 """
 
 from __future__ import annotations
