@@ -13,7 +13,7 @@ scenes with n = 2; `inf-dem` makes one view's tokens of the features, and a smal
 The reader is `pooled`: a projector of two layers, the mean over tokens and one linear layer, which
 adds tokens up but compares none. With `--reader attending` a transformer of two layers stands
 behind the projector and can compare tokens itself. There is one ViT; every seed draws scenes and
-all other weights anew. All arms take equal steps from equal scenes. About three minutes of one core.
+all other weights anew. All arms take equal steps from equal scenes. About three minutes of a core.
 """
 
 from __future__ import annotations
