@@ -6,8 +6,9 @@ pico in a process of its own, on loopback. Part of the requests are made by sche
 OpenAPI description, as it allows and as it forbids; the others by hand: malformed JSON, bad
 base64, broken pictures, decompression bombs, lying headers, slow clients, clients that leave. In
 the end the server must still answer, hold no request and no more files, leave with code 0, and
-have grown by no more than 5 % since the first quarter of the cases by hand (2,000 of 10,000), when
-its caches are full and its allocator has met a case of every size.
+have stopped growing: by no more than 1 % in the last quarter of the cases by hand and those of
+schemathesis (4,000 of 10,000). Before, caches fill and the allocator keeps what the largest cases
+at once took; what leaks goes on.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from serving import CHAT, Server, our_server
 RESULT = Path(__file__).parent / "results" / "serve_fuzz.json"
 SETTINGS = {"header_timeout_s": 1.0, "body_timeout_s": 1.0, "max_body_bytes": 2**20}
 PARTS = 4
-ALLOWED = 0.05
+ALLOWED = 0.01
 LIMITS = {"image_cache_bytes": 2**20, "max_queue": 64}
 _NOT_SUPPORTED = (
     "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs", "tools",
@@ -155,8 +156,8 @@ def left_behind(server: Server) -> dict[str, float]:
 
 
 def growth(held: Sequence[float]) -> float:
-    """Memory at the end over memory after the first part; the warm-up comes before it."""
-    return held[-1] / held[1] - 1
+    """Memory at the end over memory before the last part by hand, which schemathesis follows."""
+    return held[-1] / held[-3] - 1
 
 
 def main() -> None:
