@@ -217,7 +217,7 @@ def main() -> None:
         "tracebacks_in_log": tracebacks,
         # after the warm-up, after each quarter of the cases by hand, and after schemathesis
         "mib": [round(size / 2**20, 1) for size in memory],
-        # from the end of the first quarter
+        # over the last quarter by hand and schemathesis
         "growth": round(grown, 4),
         "allowed": ALLOWED,
         "more_open_files": more_files,

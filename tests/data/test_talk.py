@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from vistoken.core.errors import UsageError
+from vistoken.core.errors import DataError, UsageError
 from vistoken.data.talk import Writer, talk
 
 TEMPLATE = (
@@ -62,3 +62,35 @@ def test_a_folder_without_a_model_and_one_without_a_template_are_refused(folder,
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(UsageError, match="has no chat template"):
         Writer.read(tmp_path)
+
+
+class Silent(Writer):
+    """Asks, and has no answer."""
+
+    def go_on(self, prompts, longest, temperature):
+        return ["A long request"] * len(prompts) if longest == self.request_tokens else [""]
+
+
+def test_a_model_that_writes_nothing_is_given_up(folder):
+    writer = short(folder)
+    fields = (writer.model, writer.tokenizer, writer.opening, writer.between, 6, 8)
+    with pytest.raises(DataError, match="wrote 0 of 1 conversations"):
+        list(talk(Silent(*fields), 1))
+
+
+def test_a_template_s_own_first_token_is_not_written_twice(folder):
+    writer = short(folder)
+    seen = []
+
+    def generate(input_ids, **others):
+        seen.append(input_ids)
+        return input_ids
+
+    class Model:
+        pass
+
+    model = Model()
+    model.generate = generate
+    Writer(model, writer.tokenizer, "", "", 6, 8).go_on(["one two"], 4, 1.0)
+    wanted = writer.tokenizer("one two", add_special_tokens=False)["input_ids"]
+    assert seen[0].tolist() == [wanted]

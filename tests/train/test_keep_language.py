@@ -7,8 +7,13 @@ import torch
 
 from vistoken.core.errors import UsageError
 from vistoken.data.prose import prose_rows
+from vistoken.models.build import build
+from vistoken.models.recipe import load_recipe
+from vistoken.train.group_settings import LoraConfigFields
 from vistoken.train.log_file import read_records
+from vistoken.train.lora import inject_lora
 from vistoken.train.objectives.keep_language import adapters_off, without_picture
+from vistoken.train.objectives.keep_language import check_model as check
 from vistoken.train.run import train
 
 from .stages import JOINT, configuration
@@ -105,16 +110,18 @@ def test_which_targets_have_a_picture(data, prose):
     assert without_picture(batch, 9).tolist() == [False, False, True, True]
 
 
-def test_adapters_come_back_with_their_gradients():
-    from vistoken.models.build import build
-    from vistoken.models.recipe import load_recipe
-    from vistoken.train.group_settings import LoraConfigFields
-    from vistoken.train.lora import inject_lora
-
+def adapted_pico():
+    """A pico of one's own with adapters on its language model, which do nothing yet."""
     model, _ = build(load_recipe("pico"))
-    ids = torch.arange(3, 12)[None]
-    untouched = model(input_ids=ids).logits
+    model.requires_grad_(False)
     inject_lora(model, {"language": LoraConfigFields(r=4, alpha=8)})
+    return model
+
+
+def test_adapters_come_back_with_their_gradients(pico):
+    model = adapted_pico()
+    ids = torch.arange(3, 12)[None]
+    untouched = pico[0](input_ids=ids).logits
     wanted = {n for n, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -133,3 +140,31 @@ def test_a_model_without_adapters_is_refused_when_a_row_needs_them(data, prose, 
     config = configuration(data, tmp_path / "run", [stage], data=[str(prose)])
     with pytest.raises(UsageError, match="set groups.language.train to lora"):
         train(config)
+
+
+def test_a_language_model_that_moves_beside_adapters_elsewhere_is_refused(data, prose, tmp_path):
+    stage = STAGE | {
+        "groups": {
+            "language": {"train": "full", "lr": 1e-3},
+            "connector": {"train": "lora", "lr": 1e-3, "lora": {"r": 2, "alpha": 2}},
+        }
+    }
+    config = configuration(data, tmp_path / "run", [stage], data=[str(prose)])
+    with pytest.raises(UsageError, match="set groups.language.train to lora"):
+        train(config)
+
+
+def test_sharded_weights_are_refused(monkeypatch):
+    """Whole parameters stand in for sharded ones, which need several processes."""
+    model = adapted_pico()
+    check(model)
+    monkeypatch.setattr("torch.distributed.tensor.DTensor", torch.nn.Parameter)
+    with pytest.raises(UsageError, match=r"use ddp\.yaml"):
+        check(model)
+
+
+def test_language_weights_that_move_beside_their_adapters_are_refused():
+    model = adapted_pico()
+    model.model.language_model.norm.weight.requires_grad_(True)
+    with pytest.raises(UsageError, match=r"norm\.weight is trained beside its adapter"):
+        check(model)

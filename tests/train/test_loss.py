@@ -1,11 +1,13 @@
 """Chunked cross-entropy: the same loss and gradients in a fraction of the memory."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vistoken.train.loss import chunk_rows, summed_cross_entropy
+from vistoken.train.loss import chunk_rows, summed_cross_entropy, summed_divergence
 
 
 def both(rows, targets=37, width=16, vocabulary=50):
@@ -50,3 +52,32 @@ def test_rows_of_a_slice_follow_the_vocabulary():
     assert chunk_rows(32_000, 1 << 27) == 1048
     assert chunk_rows(128_256, 1 << 27) == 261
     assert chunk_rows(10**9, 1 << 20) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 10, 37])
+def test_divergence_from_an_earlier_head_equals_that_of_full_logits(rows):
+    """The head has moved as well: its weight then is not its weight now."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = [torch.randn(n, 16, generator=generator, dtype=torch.float64) for n in (37, 37, 50, 50)]
+    states, before, now, then = drawn
+    head = nn.Linear(16, 50, bias=False, dtype=torch.float64)
+    head.weight = nn.Parameter(now.clone())
+
+    @contextmanager
+    def earlier():
+        head.weight.data = then
+        yield
+        head.weight.data = now
+
+    states.requires_grad_()
+    found = summed_divergence(head, states, before, earlier, rows)
+    found.backward()
+    mine = states.detach().clone().requires_grad_()
+    weight = now.clone().requires_grad_()
+    wanted = torch.log_softmax(before @ then.T, -1)
+    expected = (wanted.exp() * (wanted - torch.log_softmax(mine @ weight.T, -1))).sum()
+    expected.backward()
+    assert found.item() > 1
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(states.grad, mine.grad, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(head.weight.grad, weight.grad, atol=1e-4, rtol=1e-5)

@@ -79,6 +79,9 @@ class MicroBatch(Protocol):
     def states(self) -> TargetStates | None:
         """Run the model; None where every sample of the micro-batch was left out."""
 
+    def uncounted(self) -> MicroBatch:
+        """The same batch for a further pass, of which the metrics know nothing."""
+
     def cross_entropy(self, states: TargetStates) -> StepLoss:
         """Mean cross-entropy of the targets, a slice of the logits at a time, plus ``aux``.
 

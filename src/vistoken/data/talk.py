@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vistoken.core.errors import UsageError
+from vistoken.core.errors import DataError, UsageError
 
 _BATCH = 32
 _SHORTEST = 8
 """Characters of a request."""
+_IN_VAIN = 20
+"""Batches in a row without a conversation after which the model is given up."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Writer:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if tokenizer.chat_template is None:
             raise UsageError(f"{folder} has no chat template; its model knows no conversations")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         mark = "\u2400"
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
@@ -60,11 +64,23 @@ class Writer:
         return cls(model, tokenizer, opening, between)
 
     def go_on(self, prompts: Sequence[str], longest: int, temperature: float) -> list[str]:
-        """Sample what follows each prompt, up to the end of the turn."""
-        self.tokenizer.padding_side = "left"
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        inputs = self.tokenizer(list(prompts), return_tensors="pt", padding=True)
+        """Sample what follows each prompt, up to the end of the turn.
+
+        Args:
+            prompts: Texts with the template's own special tokens.
+            longest: Most tokens to write.
+            temperature: Of the sampling.
+
+        Returns:
+            What was written, one text per prompt.
+        """
+        inputs = self.tokenizer(
+            list(prompts),
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+        )
         with torch.inference_mode():
             written: Tensor = self.model.generate(
                 input_ids=inputs["input_ids"],
@@ -99,11 +115,18 @@ def talk(
     Yields:
         Rows in the data schema, of kind ``text``.
 
+    Raises:
+        DataError: The model writes no requests, or no answers, however often it is asked.
+
     Source: Magpie (arXiv 2406.08464), requests out of a chat template alone.
     """
-    made = 0
-    batch = 0
+    made = batch = in_vain = 0
     while made < rows:
+        if in_vain == _IN_VAIN:
+            raise DataError(
+                f"the language model wrote {made} of {rows} conversations and then none in "
+                f"{_IN_VAIN * _BATCH} tries; take one that was trained to chat"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed * 1_000_003 + batch)
             asked = writer.go_on([writer.opening] * _BATCH, writer.request_tokens, 1.0)
@@ -111,6 +134,7 @@ def talk(
             prompts = [f"{writer.opening}{text}{writer.between}" for text in asked]
             said = writer.go_on(prompts, writer.answer_tokens, 0.9) if prompts else []
         batch += 1
+        in_vain = 0 if any(said) else in_vain + 1
         for request, answer in zip(asked, said, strict=True):
             if answer:
                 yield _row(f"talk-{seed}-{made:05d}", request, answer)

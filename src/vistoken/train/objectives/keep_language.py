@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vistoken.core.errors import UsageError
 from vistoken.core.objectives import MicroBatch, Objective, StepLoss
+from vistoken.train.lora import is_lora
 from vistoken.train.loss import chunk_rows, summed_cross_entropy, summed_divergence
 from vistoken.train.packing import PackedBatch
 
@@ -30,7 +31,8 @@ class KeepLanguage(Objective):
         """Run the model; twice where a row has no picture.
 
         Raises:
-            UsageError: Such a row, and a model without adapters or with sharded weights.
+            UsageError: Such a row, and a language model without adapters, with further trained
+                weights, or with sharded ones.
         """
         states = batch.states()
         if states is None:
@@ -39,13 +41,10 @@ class KeepLanguage(Objective):
         plain = without_picture(packed, model.config.image_token_id).to(states.hidden.device)
         if not plain.any():
             return batch.cross_entropy(states)
-        _check(model)
+        check_model(model)
         with torch.no_grad():
             batch.cross_entropy(states)  # counts what is predicted, as everywhere
-            with adapters_off(model):
-                before = batch.states()
-        if before is None:
-            raise RuntimeError("a batch had samples, and has none the second time")
+            before = _without_adapters(batch)
         rows = chunk_rows(model.config.text_config.vocab_size)
         total, _ = summed_cross_entropy(
             model.lm_head, states.hidden[~plain], states.targets[~plain], rows
@@ -53,12 +52,21 @@ class KeepLanguage(Objective):
         total = total + summed_divergence(
             model.lm_head,
             states.hidden[plain],
-            before.hidden[plain],
+            before[plain],
             lambda: adapters_off(model),
             max(rows // 2, 1),
         )
         mean = total / len(states.targets)
         return StepLoss(mean if states.aux is None else mean + states.aux, len(states.targets))
+
+
+def _without_adapters(batch: MicroBatch) -> Tensor:
+    """The batch's states (M, D) as they were before the adapters."""
+    with adapters_off(batch.model):
+        states = batch.uncounted().states()
+    if states is None:
+        raise RuntimeError("a batch had samples, and has none the second time")
+    return states.hidden
 
 
 def without_picture(batch: PackedBatch, image_token: int) -> Tensor:
@@ -81,15 +89,33 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _check(model: Any) -> None:
+def check_model(model: Any) -> None:
+    """Refuse a model of which nobody can say what its language model predicted before.
+
+    Raises:
+        UsageError: No adapters on the language model, other weights of it that are trained, or
+            weights that processes share.
+    """
     from peft.tuners.lora import LoraLayer
     from torch.distributed.tensor import DTensor
 
-    if not any(isinstance(module, LoraLayer) for module in model.modules()):
+    language = model.model.language_model
+    if not any(isinstance(module, LoraLayer) for module in language.modules()):
         raise UsageError(
             "keep-language compares the language model with itself before its adapter, and this "
             "one has none: set groups.language.train to lora, or the stage's objective to "
             "next-token"
+        )
+    moving = [
+        name
+        for part in (language, model.lm_head)
+        for name, parameter in part.named_parameters()
+        if parameter.requires_grad and not is_lora(name)
+    ]
+    if moving:
+        raise UsageError(
+            f"keep-language cannot tell what the language model was: {moving[0]} is trained beside "
+            "its adapter; freeze it, or set the stage's objective to next-token"
         )
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         raise UsageError(

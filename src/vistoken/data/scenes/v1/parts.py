@@ -52,7 +52,7 @@ def _scene_plans() -> dict[str, PartPlan]:
 
 
 PARTS: dict[str, PartPlan] = _scene_plans() | {
-    # not in the set unless asked for: nano's last stage has some
+    # not in the set unless asked for
     "places": PartPlan(
         "more questions about places and numbers in pictures of train",
         0,
