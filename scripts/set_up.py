@@ -39,7 +39,7 @@ def main() -> None:
     if not torch:
         say("installing torch (the largest download)")
         run([*pip, "-c", str(constraints), "torch"])
-    say(f"installing vistoken with extras {arguments.extras}")
+    say(f"installing vistoken with extras {arguments.extras}; this takes some minutes")
     # gradio (extra `serve`) and trackio (`dev`, `track`) hold Pillow below 13, and so does
     # constraints.txt. The pixels of released code were recorded with Pillow 13, which .ci/run
     # puts into its second environment: there the tests compare exactly.
