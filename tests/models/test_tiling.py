@@ -29,6 +29,14 @@ def test_tiles_equal_crops_bit_for_bit(grid):
     assert (room[[0, -1]] == 9).all()
 
 
+@pytest.mark.parametrize("size", [(29, 42), (28, 43)])
+def test_sides_that_the_grid_does_not_divide(size):
+    """No row or column of the picture is left out in silence."""
+    said = rf"{size[0]}x{size[1]} pixels cannot be cut into 2x3 equal tiles"
+    with pytest.raises(ValueError, match=said):
+        normalise_tiles(Image.new("RGB", size[::-1]), (2, 3), TOWER)
+
+
 def test_rows_come_view_by_view_and_tower_by_tower():
     tables = [tile_rows((2, 3), size, (100, 90), group=4) for size in ((14, 21), (7, 5))]
     table = number_views(tables)

@@ -73,8 +73,16 @@ def normalise_tiles(image: Any, grid: Grid, tower: TowerInput, out: Tensor | Non
 
     Returns:
         (rows * cols, 3, height, width) float32, row-major.
+
+    Raises:
+        ValueError: The grid does not divide the picture's sides.
     """
     levels = np.asarray(image)
+    if levels.shape[0] % grid[0] or levels.shape[1] % grid[1]:
+        raise ValueError(
+            f"a picture of {levels.shape[0]}x{levels.shape[1]} pixels cannot be cut into "
+            f"{grid[0]}x{grid[1]} equal tiles; stretch it to multiples of the grid first"
+        )
     height, width = levels.shape[0] // grid[0], levels.shape[1] // grid[1]
     if out is None:
         out = torch.empty(grid[0] * grid[1], 3, height, width)
