@@ -20,9 +20,9 @@ from vistoken.models.decoder.families import KERNELS_REFUSED, check_own_modules
 from vistoken.models.encoder import encode_views
 from vistoken.models.outputs import ImageFeatures, VistokenModelOutput
 from vistoken.models.pipeline import TokenPlan, anchor_rows
+from vistoken.models.room import Room
 from vistoken.models.scatter import (
     batch_token_map,
-    check_positions,
     fitting_text_map,
     placeholder_mask,
     scatter_rows,
@@ -330,11 +330,13 @@ class VistokenModel(VistokenPreTrainedModel):
             features = self.get_image_features(pixel_values, view_table, tower_features)
         text_map = fitting_text_map(text_map, inputs_embeds, past_key_values)
         token_map = text_map
+        room: Room | None = None  # steps behind a cached prompt are not looked at
         if features is not None:
-            check_positions(features, self.positions, self.plan.ways_out(_FEWER_VIEWS))
             mask = placeholder_mask(
                 input_ids, inputs_embeds, self.config.image_token_id, self.image_embedding()
             )
+            room = Room(self.positions, self.plan.ways_out(_FEWER_VIEWS), mask)
+            room.check_pictures(features)
             inputs_embeds = scatter_rows(mask, inputs_embeds, features)
             token_map = batch_token_map(mask, attention_mask, features, text_map)
         elif input_ids is not None and input_ids.shape[1] > 1:
@@ -363,10 +365,15 @@ class VistokenModel(VistokenPreTrainedModel):
                 token_map=token_map,
                 side=side,
                 aux=aux,
+                check_room=None if room is None else room.check_prompts,
                 **call,
             )
             rows = outputs.rows
         else:
+            if room is not None:
+                room.check_call(
+                    inputs_embeds, attention_mask, position_ids, past_key_values, token_map
+                )
             outputs = self.language_model(**call)
         return VistokenModelOutput(
             last_hidden_state=outputs.last_hidden_state,

@@ -177,7 +177,8 @@ class VistokenForConditionalGeneration(VistokenPreTrainedModel, GenerationMixin)
         done = super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, *args, **kwargs
         )
-        if stack.shortens and model_kwargs.get("text_map") is None:
+        reread = not generation_config.use_cache and bool(model_kwargs.get("mm_encoder_outputs"))
+        if (stack.shortens or reread) and model_kwargs.get("text_map") is None:
             # says in later, uncached steps which rows the model wrote itself
             mask = model_kwargs.get("attention_mask")  # may be left out without padding
             prompt = model_kwargs["position_ids"] if mask is None else mask

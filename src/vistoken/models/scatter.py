@@ -61,25 +61,6 @@ def scatter_rows(mask: Tensor, inputs_embeds: Tensor, features: ImageFeatures) -
     return inputs_embeds.masked_scatter(mask.unsqueeze(-1), rows)
 
 
-def check_positions(features: ImageFeatures, positions: int | None, ways_out: list[str]) -> None:
-    """Refuse a picture of more tokens than a language model has positions.
-
-    Args:
-        features: Visual tokens of the call's images.
-        positions: Positions of the language model; None where its configuration names none.
-        ways_out: What gives fewer tokens, or more room, for the error message.
-
-    Raises:
-        UsageError: There is such a picture.
-    """
-    for number, tokens in enumerate(features.pooler_output):
-        if positions is not None and len(tokens) >= positions:
-            raise UsageError(
-                f"image {number} becomes {len(tokens):,} visual tokens and the language model has "
-                f"{positions:,} positions; for fewer tokens or more room, {', or '.join(ways_out)}"
-            )
-
-
 def feature_rows(token_map: Tensor) -> Tensor:
     """Rows (...) bool of a TokenMap (..., K) that stand for one encoder feature each.
 

@@ -3,6 +3,7 @@
 from vistoken.models.decoder.asym import project_kv
 from vistoken.models.decoder.build import build_stack
 from vistoken.models.decoder.cache import SparseCache
+from vistoken.models.decoder.call_rows import row_positions, valid_rows
 from vistoken.models.decoder.chunks import refuse_split_media
 from vistoken.models.decoder.drop import drop_rows, restore_rows, shifted_labels
 from vistoken.models.decoder.keys import KeyTable
@@ -25,7 +26,7 @@ from vistoken.models.decoder.plan import (
     RowHeads,
     ScoreRequest,
 )
-from vistoken.models.decoder.restart import prompt_rows, refuse_pieces, restarted
+from vistoken.models.decoder.restart import kept_positions, prompt_rows, refuse_pieces, restarted
 from vistoken.models.decoder.stack import MechanismStack, aux_loss, check_generation
 from vistoken.models.decoder.state import SequenceState
 
@@ -51,6 +52,7 @@ __all__ = [
     "build_stack",
     "check_generation",
     "drop_rows",
+    "kept_positions",
     "make_cache",
     "merge_plans",
     "project_kv",
@@ -59,6 +61,8 @@ __all__ = [
     "refuse_split_media",
     "restarted",
     "restore_rows",
+    "row_positions",
     "run_decoder",
     "shifted_labels",
+    "valid_rows",
 ]

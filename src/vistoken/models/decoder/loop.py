@@ -6,7 +6,7 @@ ours, so that mechanisms can act before, inside and after each of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
 
 from vistoken.core.errors import UsageError
-from vistoken.core.tables import TOKEN, TokenKind
 from vistoken.models._compat import as_model_forward
 from vistoken.models.decoder.cache import SparseCache
+from vistoken.models.decoder.call_rows import row_positions, valid_rows
 from vistoken.models.decoder.families import check_own_modules, layer_patterns
 from vistoken.models.decoder.layer_run import LayerRunner
-from vistoken.models.decoder.masks import AttentionMask, CallMasks, is_padding_mask
+from vistoken.models.decoder.masks import AttentionMask, CallMasks
 from vistoken.models.decoder.restart import LayerScorer, restarted
 from vistoken.models.decoder.stack import MechanismStack
 from vistoken.models.decoder.state import SequenceState
@@ -49,6 +49,7 @@ def run_decoder(
     token_map: Tensor | None = None,
     side: Mapping[str, Any] | None = None,
     aux: dict[str, Tensor] | None = None,
+    check_room: Callable[[SequenceState, Tensor | None], None] | None = None,
     **kwargs: Any,
 ) -> DecoderOutput:
     """Run a stock text model through our loop; with an empty stack it equals the model's forward.
@@ -68,6 +69,8 @@ def run_decoder(
         token_map: (B, n, K) int64, the TokenMap of these rows.
         side: Further outputs of encoder and connector that mechanisms read.
         aux: Receives the mechanisms' losses and statistics.
+        check_room: Given the rows and which of them (B, n) mechanisms keep, None where all are
+            kept, refuses a prompt that is too long; called before anything is written.
         **kwargs: Go to every layer and its attention function, as in the stock model;
             ``output_hidden_states`` and ``output_attentions`` work as there.
 
@@ -88,16 +91,20 @@ def run_decoder(
     model = cast(_TextModel, language_model)
     hidden = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     keep: Tensor | None = None
-    if stack.shortens and not language_model.training:  # what is learned is the whole prompt
+    shortens = stack.shortens and not language_model.training  # what is learned is all of it
+    if shortens or check_room is not None:
         prompt = SequenceState(
             hidden=hidden,
-            position_ids=_positions(hidden, position_ids, past_key_values),
-            valid=_valid_rows(hidden, attention_mask, token_map),
+            position_ids=row_positions(hidden, position_ids, past_key_values),
+            valid=valid_rows(hidden, attention_mask, token_map),
             token_map=token_map,
             cache=past_key_values,
         )
         _require_rows(prompt)
-        keep = stack.shorten(prompt, LayerScorer(language_model, prompt))
+        if shortens:
+            keep = stack.shorten(prompt, LayerScorer(language_model, prompt))
+        if check_room is not None:
+            check_room(prompt, keep)
     return _run_layers(
         language_model,
         stack=stack,
@@ -136,8 +143,8 @@ def _run_layers(
         past_key_values = make_cache(model.config, stack)
     state = SequenceState(
         hidden=hidden,
-        position_ids=_positions(hidden, position_ids, past_key_values),
-        valid=_valid_rows(hidden, attention_mask, token_map),
+        position_ids=row_positions(hidden, position_ids, past_key_values),
+        valid=valid_rows(hidden, attention_mask, token_map),
         token_map=token_map,
         side=side,
         cache=past_key_values,
@@ -218,31 +225,6 @@ def _begin(stack: MechanismStack, state: SequenceState) -> SequenceState:
 def _rows_of_call(state: SequenceState, started: int) -> Tensor:
     order = state.row_order
     return torch.where(order >= 0, order - started, -1)
-
-
-def _positions(hidden: Tensor, position_ids: Tensor | None, cache: Cache | None) -> Tensor:
-    """Positions (B, n), counted on from the cache where the caller gives none."""
-    batch, rows = hidden.shape[:2]
-    if position_ids is None:
-        steps = torch.arange(rows, device=hidden.device)
-        if isinstance(cache, SparseCache) and cache.next_positions is not None:
-            cache.check_batch(batch)
-            return cache.next_positions[:, None] + steps
-        seen = 0 if cache is None else cache.get_seq_length()
-        position_ids = (steps + seen).unsqueeze(0)
-    return position_ids.expand(batch, -1)
-
-
-def _valid_rows(hidden: Tensor, attention_mask: AttentionMask, token_map: Tensor | None) -> Tensor:
-    """Which rows (B, n) of this call are no padding."""
-    rows = hidden.shape[1]
-    if is_padding_mask(attention_mask):
-        mask = cast(Tensor, attention_mask)[:, -rows:].bool()
-        # a model on the meta device is run for its costs: what rows are must stay known
-        return mask if hidden.is_meta else mask.to(hidden.device)
-    if token_map is not None:  # a ready mask does not say which rows are padding
-        return TOKEN.get(token_map, "kind") != TokenKind.PAD
-    return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
 
 
 def _require_rows(state: SequenceState) -> None:

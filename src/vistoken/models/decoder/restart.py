@@ -92,13 +92,28 @@ def restarted(state: SequenceState, keep: Tensor) -> SequenceState:
     """
     changed = (state.valid & ~keep).any(1, keepdim=True)
     state, _ = drop_rows(state, keep)
-    counted = (state.valid.long().cumsum(1) - 1).clamp(min=0).to(state.position_ids.dtype)
-    positions = torch.where(changed, counted, state.position_ids)
+    positions = torch.where(changed, _counted(state.valid, state), state.position_ids)
     if isinstance(state.cache, SparseCache):
         state.cache.restate(state.row_order, positions)
         last = positions.masked_fill(~state.valid, -1).amax(1)
         state.cache.set_next_positions(last + 1)
     return replace(state, position_ids=positions)
+
+
+def kept_positions(state: SequenceState, keep: Tensor) -> Tensor:
+    """Positions (B, n) that :func:`restarted` would give the kept rows, without dropping any.
+
+    Args:
+        state: The prompt.
+        keep (Tensor): (B, n) bool.
+    """
+    changed = (state.valid & ~keep).any(1, keepdim=True)
+    return torch.where(changed, _counted(state.valid & keep, state), state.position_ids)
+
+
+def _counted(rows: Tensor, state: SequenceState) -> Tensor:
+    """0, 1, 2, ... (B, n) along the marked rows."""
+    return (rows.long().cumsum(1) - 1).clamp(min=0).to(state.position_ids.dtype)
 
 
 def prompt_rows(state: SequenceState) -> Tensor:
