@@ -11,8 +11,11 @@ import torch
 from vistoken.serve.app import create_app
 from vistoken.serve.engine import (
     Conversation,
+    Delta,
+    Done,
     EmbeddedEngine,
     EngineLimits,
+    Failed,
     Picture,
     Sampling,
     Usage,
@@ -131,6 +134,29 @@ def generated(model, processor, wanted, tokens, **options):
     )
     out = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, **options)
     return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def asked_together(engine, questions):
+    """Tokens of every answer, all questions waiting at once."""
+    answers = [[] for _ in questions]
+    done = [threading.Event() for _ in questions]
+
+    def listener(number):
+        def deliver(event):
+            answers[number].append(event)
+            if isinstance(event, (Done, Failed)):
+                done[number].set()
+
+        return deliver
+
+    for number, question in enumerate(questions):
+        engine.submit(question, listener(number))
+    assert all(event.wait(60) for event in done)
+    assert not [e for events in answers for e in events if isinstance(e, Failed)]
+    return [
+        [token for event in events if isinstance(event, Delta) for token in event.tokens]
+        for events in answers
+    ]
 
 
 def _with_pictures(wanted):

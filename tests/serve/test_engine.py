@@ -20,7 +20,7 @@ from vistoken.serve.engine.shared import SharedDecoder
 from vistoken.serve.engine.worker import Worker
 from vistoken.serve.errors import RequestError
 
-from .conftest import build_pico, conversation, generated
+from .conftest import asked_together, build_pico, conversation, generated
 
 
 class ByHand:
@@ -419,22 +419,9 @@ def test_models_with_mechanisms_are_stepped_row_by_row_and_say_so(system, shown)
     said = engine.describe()["capabilities"]
     assert said["batching"] == "row-by-row"
     assert system in said["batching_reason"]
-    answers = [[] for _ in questions]
-    done = [threading.Event() for _ in questions]
-
-    def listen(number):
-        def deliver(event):
-            answers[number].append(event)
-            if isinstance(event, (Done, Failed)):
-                done[number].set()
-
-        return deliver
-
-    for number, question in enumerate(questions):
-        engine.submit(question, listen(number))
-    assert all(event.wait(60) for event in done)
+    answers = asked_together(engine, questions)
     engine.close()
-    assert [tokens_of(events) for events in answers] == right
+    assert answers == right
 
 
 def test_rows_stepped_alone_share_a_prompt(own, shown):

@@ -1,14 +1,12 @@
 """The embedded engine with scale compression: answers together are answers alone."""
 
-import threading
-
 import pytest
 
 from vistoken.models.build import build
 from vistoken.models.recipe import load_recipe, parse_recipe
-from vistoken.serve.engine import Delta, Done, EmbeddedEngine, Failed
+from vistoken.serve.engine import EmbeddedEngine
 
-from .conftest import conversation, generated
+from .conftest import asked_together, conversation, generated
 
 
 @pytest.fixture(scope="module")
@@ -23,29 +21,6 @@ def monkey():
     for parameter in model.model.language_model.parameters():
         parameter.data *= 4  # large enough that what is seen changes what is said
     return model.eval(), processor
-
-
-def asked_together(engine, questions):
-    """Tokens of every answer, all questions waiting at once."""
-    answers = [[] for _ in questions]
-    done = [threading.Event() for _ in questions]
-
-    def listener(number):
-        def deliver(event):
-            answers[number].append(event)
-            if isinstance(event, (Done, Failed)):
-                done[number].set()
-
-        return deliver
-
-    for number, question in enumerate(questions):
-        engine.submit(question, listener(number))
-    assert all(event.wait(60) for event in done)
-    assert not [e for events in answers for e in events if isinstance(e, Failed)]
-    return [
-        [token for event in events if isinstance(event, Delta) for token in event.tokens]
-        for events in answers
-    ]
 
 
 def test_answers_of_a_compressed_prompt(monkey, shown):
