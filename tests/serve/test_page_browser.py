@@ -77,9 +77,11 @@ def page(request, chromium, address):
     assert elsewhere == []
 
 
-def until(page, words):
+def until(page, words, timeout=WAIT):
     page.wait_for_function(
-        "words => document.querySelector('#status').innerText.includes(words)", arg=words
+        "words => document.querySelector('#status').innerText.includes(words)",
+        arg=words,
+        timeout=timeout,
     )
 
 
@@ -117,9 +119,19 @@ def test_an_empty_question_is_refused_in_words(page):
     until(page, "Write what you want to know")
 
 
-def test_stop_ends_an_answer(page):
+def stopped_in_time(page):
+    """Ask, and stop the answer; False where it was whole before anybody could."""
     page.fill("#question textarea", "Tell me everything.")
     page.click("#ask")
-    until(page, "Writing")
-    page.click("#stop")
-    until(page, "Stopped")
+    try:
+        until(page, "Writing", timeout=10_000)
+        page.click("#stop")
+        until(page, "Stopped", timeout=10_000)
+    except playwright.TimeoutError:
+        return False
+    return True
+
+
+def test_stop_ends_an_answer(page):
+    # pico's answers are short: on a fast machine one may be whole before the click
+    assert any(stopped_in_time(page) for _ in range(6))
